@@ -1,0 +1,152 @@
+"""Cross-checks of the config, in one place and all at once, before any model is built."""
+
+from collections.abc import Iterator
+
+from cosmos_hydra.config import Config, Stage, TextEncoderKind, TokenizerKind
+
+SPATIAL_FACTOR = 8  # pixels of a latent cell, both tokenizers
+TEMPORAL_FACTOR = 8  # frames of a latent frame after the first
+
+
+def settle(config: Config) -> list[str]:
+    """Bring values to the nearest legal one where that is harmless; return a message for each."""
+    messages = []
+    frames = config.data.frames
+    if frames > 1 and frames % TEMPORAL_FACTOR != 1:
+        legal = (frames - 1) // TEMPORAL_FACTOR * TEMPORAL_FACTOR + 1
+        config.data.frames = legal
+        messages.append(
+            f"data.frames={frames} is not 8k+1: {legal} are used, {frames - legal} dropped"
+        )
+    if config.trainer.micro_batch_size > config.trainer.global_batch_size:
+        config.trainer.micro_batch_size = config.trainer.global_batch_size
+    return messages
+
+
+def check(config: Config) -> list[str]:
+    """Return every problem as one line `key=value what is wrong; what would be right`."""
+    return [
+        *_ranges(config),
+        *_clip(config),
+        *_model(config),
+        *_sources(config),
+    ]
+
+
+def _ranges(config: Config) -> Iterator[str]:
+    at_least_1 = {
+        "trainer.max_steps": config.trainer.max_steps,
+        "trainer.global_batch_size": config.trainer.global_batch_size,
+        "trainer.micro_batch_size": config.trainer.micro_batch_size,
+        "trainer.validation_samples": config.trainer.validation_samples,
+        "trainer.validation_sigmas": config.trainer.validation_sigmas,
+        "data.frames": config.data.frames,
+        "data.chunks_per_video": config.data.chunks_per_video,
+        "data.tokenizer_clips": config.data.tokenizer_clips,
+        "data.synthetic.num_videos": config.data.synthetic.num_videos,
+        "data.synthetic.frames": config.data.synthetic.frames,
+        "generate.videos_per_prompt": config.generate.videos_per_prompt,
+        "generate.max_captions": config.generate.max_captions,
+        "generate.steps": config.generate.steps,
+        "trainer.preview_steps": config.trainer.preview_steps,
+        "log.every": config.log.every,
+        "model.num_layers": config.model.num_layers,
+        "model.num_heads": config.model.num_heads,
+    }
+    for key, value in at_least_1.items():
+        if value < 1:
+            yield f"{key}={value} is too small; at least 1"
+    at_least_0 = {
+        "trainer.save_every": config.trainer.save_every,
+        "trainer.validate_every": config.trainer.validate_every,
+        "trainer.preview_every": config.trainer.preview_every,
+        "trainer.keep": config.trainer.keep,
+        "optim.warmup_steps": config.optim.warmup_steps,
+        "optim.weight_decay": config.optim.weight_decay,
+        "generate.guidance": config.generate.guidance,
+    }
+    for key, value in at_least_0.items():
+        if value < 0:
+            yield f"{key}={value} is negative; at least 0"
+    above_0 = {
+        "optim.lr": config.optim.lr,
+        "optim.eps": config.optim.eps,
+        "optim.grad_clip": config.optim.grad_clip,
+        "data.fps": config.data.fps,
+        "data.synthetic.fps": config.data.synthetic.fps,
+        "model.objective.sigma_data": config.model.objective.sigma_data,
+        "model.objective.p_std": config.model.objective.p_std,
+    }
+    for key, bound in above_0.items():
+        if bound is not None and not bound > 0:
+            yield f"{key}={bound} is not positive; above 0, or null where that is allowed"
+    shares = {
+        "data.held_out": config.data.held_out,
+        "model.objective.text_dropout": config.model.objective.text_dropout,
+    }
+    for key, share in shares.items():
+        if not 0 <= share < 1:
+            yield f"{key}={share} is no share; at least 0 and below 1"
+    if len(config.optim.betas) != 2 or not all(0 <= beta < 1 for beta in config.optim.betas):
+        yield f"optim.betas={config.optim.betas} is wrong; two numbers in [0, 1), like [0.9,0.999]"
+    if not 0 <= config.optim.min_lr_ratio <= 1:
+        yield f"optim.min_lr_ratio={config.optim.min_lr_ratio} is no share; 0 to 1"
+    if config.optim.warmup_steps >= config.trainer.max_steps > 0:
+        yield (
+            f"optim.warmup_steps={config.optim.warmup_steps} is not below "
+            f"trainer.max_steps={config.trainer.max_steps}; lower it"
+        )
+
+
+def _clip(config: Config) -> Iterator[str]:
+    data, model = config.data, config.model
+    for key, size, dim in (("height", data.height, 1), ("width", data.width, 2)):
+        step = SPATIAL_FACTOR * model.patch_size[dim]
+        if size < step or size % step:
+            lower = max(size // step * step, step)
+            yield f"data.{key}={size} is no multiple of {step}; use {lower} or {lower + step}"
+        elif size // SPATIAL_FACTOR > model.max_size[dim]:
+            limit = model.max_size[dim] * SPATIAL_FACTOR
+            yield f"data.{key}={size} is more than the model has positions for; at most {limit}"
+    latent_frames = 1 + (data.frames - 1) // TEMPORAL_FACTOR
+    if latent_frames > model.max_size[0]:
+        limit = 1 + (model.max_size[0] - 1) * TEMPORAL_FACTOR
+        yield f"data.frames={data.frames} is more than the model has positions for; at most {limit}"
+
+
+def _model(config: Config) -> Iterator[str]:
+    model = config.model
+    # the three axes of the rotary embedding each need pairs of channels, at least two pairs
+    if model.head_dim < 24 or model.head_dim % 2:
+        yield f"model.head_dim={model.head_dim} is too small or odd; even and at least 24"
+    stages = config.stages
+    trains = Stage.post_train in stages
+    has_weights = model.weights.path or model.weights.from_scratch or config.resume.path
+    if trains and not has_weights:
+        yield (
+            f"model.weights.path=null but model={model.name} is not trained from scratch; set it "
+            f"to the folder of the diffusers transformer"
+        )
+    encodes = Stage.preprocess in stages
+    if encodes and model.tokenizer.kind is TokenizerKind.cosmos and not model.tokenizer.path:
+        yield (
+            "model.tokenizer.path=null but the cosmos tokenizer needs its weights; set it to the "
+            "folder of AutoencoderKLCosmos"
+        )
+    if encodes and model.text_encoder.kind is TextEncoderKind.t5 and not model.text_encoder.path:
+        yield (
+            "model.text_encoder.path=null but the t5 text encoder needs its weights; set it to "
+            "the folder of the T5 encoder"
+        )
+
+
+def _sources(config: Config) -> Iterator[str]:
+    if config.engine.name != "torch":
+        yield f"engine.name={config.engine.name} does not exist; use torch"
+    if config.stage is Stage.pipeline:
+        if not config.pipeline.stages:
+            yield "pipeline.stages=[] is empty; for example [preprocess,post_train,generate]"
+        if Stage.pipeline in config.pipeline.stages:
+            yield "pipeline.stages holds pipeline itself; name the single stages"
+    if Stage.generate in config.stages and config.generate.prompt and config.generate.prompt_file:
+        yield "generate.prompt and generate.prompt_file are both set; choose one"

@@ -1,0 +1,411 @@
+"""The schema of every config key; values live in `conf/`.
+
+OmegaConf checks types and names against these classes, `load` turns the result into plain
+objects, and nothing past `main.py` sees OmegaConf. Cross-checks are in `checks.py`.
+The comment above a field is its documentation: meaning, unit, special values.
+"""
+
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from typing import Any, Optional
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+
+class Choice(Enum):
+    """A closed list of values; its text is the name, also inside an interpolation."""
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Stage(Choice):
+    preprocess = "preprocess"
+    post_train = "post_train"
+    generate = "generate"
+    pipeline = "pipeline"
+
+
+class SourceKind(Choice):
+    synthetic = "synthetic"
+    folder = "folder"
+
+
+class Fit(Choice):
+    crop = "crop"
+    pad = "pad"
+    stretch = "stretch"
+
+
+class SampleFormat(Choice):
+    safetensors = "safetensors"
+    nemo = "nemo"
+
+
+class TokenizerKind(Choice):
+    toy = "toy"
+    cosmos = "cosmos"
+
+
+class TextEncoderKind(Choice):
+    hash = "hash"
+    t5 = "t5"
+
+
+class Precision(Choice):
+    auto = "auto"
+    bf16 = "bf16"
+    fp32 = "fp32"
+
+
+class Recompute(Choice):
+    none = "none"
+    full = "full"
+
+
+class Schedule(Choice):
+    constant = "constant"
+    cosine = "cosine"
+
+
+class Sampler(Choice):
+    res_2ab = "res_2ab"
+    euler = "euler"
+
+
+class ResumeMode(Choice):
+    auto = "auto"
+    fresh = "fresh"
+    never = "never"
+
+
+class WandbMode(Choice):
+    off = "off"
+    offline = "offline"
+    online = "online"
+
+
+@dataclass
+class PathsConfig:
+    # folder of run directories
+    runs: str = "runs"
+    # folder of processed samples, one folder a data set
+    samples: str = "samples"
+
+
+@dataclass
+class WeightsConfig:
+    # folder in diffusers layout (config.json and safetensors) to start from; null = none
+    path: Optional[str] = None
+    # true = random weights when there is no path; the released sizes refuse that
+    from_scratch: bool = False
+
+
+@dataclass
+class TokenizerConfig:
+    # toy = linear transform fitted on the data; cosmos = AutoencoderKLCosmos
+    kind: TokenizerKind = TokenizerKind.cosmos
+    # folder of AutoencoderKLCosmos in diffusers layout; unused by toy
+    path: Optional[str] = None
+
+
+@dataclass
+class TextEncoderConfig:
+    # hash = seeded embedding of words; t5 = T5 encoder
+    kind: TextEncoderKind = TextEncoderKind.t5
+    # folder of the T5 encoder and its tokenizer in transformers layout; unused by hash
+    path: Optional[str] = None
+
+
+@dataclass
+class ObjectiveConfig:
+    # standard deviation the clean latents are scaled to
+    sigma_data: float = 0.5
+    # mean of ln(sigma) in training
+    p_mean: float = 0.0
+    # standard deviation of ln(sigma) in training
+    p_std: float = 1.0
+    # share of training samples whose text is replaced by zeros, in [0, 1)
+    text_dropout: float = 0.2
+
+
+@dataclass
+class ModelConfig:
+    # name of the model; part of the default run name
+    name: str = MISSING
+    # transformer blocks
+    num_layers: int = MISSING
+    # attention heads; width of the model = num_heads * head_dim
+    num_heads: int = MISSING
+    # channels of one head, even
+    head_dim: int = MISSING
+    # hidden width of the MLP over the width of the model
+    mlp_ratio: float = 4.0
+    # rank of the adaLN-LoRA modulation
+    adaln_lora_dim: int = MISSING
+    # tokens of a text embedding
+    text_tokens: int = 512
+    # channels of a text embedding
+    text_dim: int = 1024
+    # channels of the tokenizer's latent
+    latent_channels: int = 16
+    # largest latent, [frames, height, width]
+    max_size: list[int] = field(default_factory=lambda: [128, 240, 240])
+    # latent cells of one token, [frames, height, width]
+    patch_size: list[int] = field(default_factory=lambda: [1, 2, 2])
+    # rotary position scale, [frames, height, width]
+    rope_scale: list[float] = MISSING
+    # learning rate of optim.lr unless that is set
+    default_lr: float = MISSING
+    # guidance of generate.guidance unless that is set
+    default_guidance: float = MISSING
+    weights: WeightsConfig = field(default_factory=WeightsConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    text_encoder: TextEncoderConfig = field(default_factory=TextEncoderConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+
+    @property
+    def hidden_dim(self) -> int:
+        return self.num_heads * self.head_dim
+
+
+@dataclass
+class SyntheticConfig:
+    # videos to render; each shows one view of one motion
+    num_videos: int = 32
+    # frames of a video
+    frames: int = 33
+    # frames per second of a video
+    fps: float = 12.0
+    # picture height of a video, pixels
+    height: int = 96
+    # picture width of a video, pixels
+    width: int = 128
+
+
+@dataclass
+class DataConfig:
+    # name of the data set; part of the default run name and samples folder
+    name: str = MISSING
+    # synthetic = rendered robot arm; folder = videos found below data.source
+    kind: SourceKind = SourceKind.folder
+    # folder of raw videos, searched recursively
+    source: str = MISSING
+    # folder of processed samples
+    path: str = MISSING
+    # caption of every video that has none of its own; null = such videos are skipped
+    prompt: Optional[str] = None
+    # CSV or JSONL with columns video (path below data.source) and caption; null = none
+    captions: Optional[str] = None
+    # frames of a clip; 1 or 8k+1, other numbers are cut down to that
+    frames: int = 121
+    # height of a clip, pixels, a multiple of 16
+    height: int = 704
+    # width of a clip, pixels, a multiple of 16
+    width: int = 1280
+    # frames per second of a clip, resampled by time stamps; null = as recorded
+    fps: Optional[float] = None
+    # crop = cut to the aspect ratio; pad = borders and a padding mask; stretch = distort
+    fit: Fit = Fit.crop
+    # clips taken from each video, at most one per start frame
+    chunks_per_video: int = 5
+    # share of the videos kept out of training; under 5 videos the end of each; 0 = none
+    held_out: float = 0.1
+    # seed of clip choice, of the held-out split and of the rendered videos
+    seed: int = 0
+    # safetensors = ours; nemo = four files a sample, as the NeMo data module reads them
+    format: SampleFormat = SampleFormat.safetensors
+    # clips the toy tokenizer is fitted on
+    tokenizer_clips: int = 64
+    synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
+
+
+@dataclass
+class ParallelConfig:
+    # bf16 = bfloat16 compute with float32 weights and loss; fp32 = float32 throughout;
+    # auto = bf16 on a GPU, fp32 on a CPU
+    precision: Precision = Precision.auto
+    # none = keep all activations; full = recompute each block in the backward pass
+    recompute: Recompute = Recompute.none
+    # compile each transformer block with torch.compile
+    compile: bool = False
+
+
+@dataclass
+class EngineConfig:
+    # engine that trains
+    name: str = "torch"
+    # device: auto = CUDA if there is one, else cpu; or cpu, cuda, cuda:1
+    device: str = "auto"
+
+
+@dataclass
+class OptimConfig:
+    # peak learning rate
+    lr: float = MISSING
+    # decoupled weight decay
+    weight_decay: float = 0.0
+    # decay rates of the first and second moment
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    # term added to the denominator
+    eps: float = 1e-8
+    # constant, or cosine down to min_lr_ratio at trainer.max_steps
+    schedule: Schedule = Schedule.constant
+    # steps of linear warm-up from 0
+    warmup_steps: int = 0
+    # last learning rate of the cosine schedule over the peak
+    min_lr_ratio: float = 0.0
+    # largest global gradient norm; null = no clipping
+    grad_clip: Optional[float] = 1.0
+
+
+@dataclass
+class TrainerConfig:
+    # optimizer steps
+    max_steps: int = 1000
+    # samples of one optimizer step
+    global_batch_size: int = 1
+    # samples of one forward pass; the rest of a step is accumulated
+    micro_batch_size: int = 1
+    # steps between checkpoints; 0 = only the last
+    save_every: int = 200
+    # checkpoints kept, newest first; 0 = all
+    keep: int = 3
+    # steps between validations, the first before step 1; 0 = none
+    validate_every: int = 100
+    # held-out samples of a validation, at most
+    validation_samples: int = 8
+    # fixed sigmas of a validation, at equal quantiles of the training distribution
+    validation_sigmas: int = 8
+    # steps between previews, the first before step 1; 0 = none
+    preview_every: int = 500
+    # sampling steps of a preview
+    preview_steps: int = 12
+
+
+@dataclass
+class ResumeConfig:
+    # weights to start from: a run, a step of a run, or a diffusers folder; null = none
+    path: Optional[str] = None
+    # auto = go on in an existing run; fresh = a new folder; never = an existing run is an error
+    mode: ResumeMode = ResumeMode.auto
+
+
+@dataclass
+class GenerateConfig:
+    # what to show; null = the captions of the training data, a video each
+    prompt: Optional[str] = None
+    # text file with one prompt a line, in place of generate.prompt
+    prompt_file: Optional[str] = None
+    # what guidance steers away from; null = no text
+    negative_prompt: Optional[str] = None
+    # seed of the first video of a prompt, the next ones count up
+    seed: int = 1
+    # videos of each prompt
+    videos_per_prompt: int = 1
+    # captions taken from the training data when there is no prompt
+    max_captions: int = 4
+    # sampling steps
+    steps: int = 35
+    # 0 = conditional only; x0 = cond + guidance * (cond - uncond)
+    guidance: float = MISSING
+    # res_2ab = second order, as the original; euler = as diffusers
+    sampler: Sampler = Sampler.res_2ab
+    # folder of the videos; null = videos/ in the run directory
+    out: Optional[str] = None
+
+
+@dataclass
+class LogConfig:
+    # steps between lines on the console and rows in wandb; metrics.jsonl has every step
+    every: int = 1
+    # off, offline (synchronised later with `wandb sync`) or online
+    wandb: WandbMode = WandbMode.off
+    # project the run appears in
+    wandb_project: str = "cosmos-hydra"
+
+
+@dataclass
+class PipelineConfig:
+    # stages to run, in this order
+    stages: list[Stage] = field(
+        default_factory=lambda: [Stage.preprocess, Stage.post_train, Stage.generate]
+    )
+
+
+@dataclass
+class Config:
+    # what to do: preprocess, post_train, generate, or pipeline (all of them)
+    stage: Stage = MISSING
+    # name of the run; its folder is ${paths.runs}/${name}
+    name: str = MISSING
+    # seed of weights, sample order, noise and text dropout
+    seed: int = 0
+    # what generate takes: a run, a step of a run, or a diffusers folder; null = this run
+    checkpoint: Optional[str] = None
+    paths: PathsConfig = field(default_factory=PathsConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    resume: ResumeConfig = field(default_factory=ResumeConfig)
+    generate: GenerateConfig = field(default_factory=GenerateConfig)
+    pipeline: PipelineConfig = field(default_factory=PipelineConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+    @property
+    def stages(self) -> list[Stage]:
+        """Return the stages this command runs, in order."""
+        return self.pipeline.stages if self.stage is Stage.pipeline else [self.stage]
+
+
+def register() -> None:
+    """Make the schema known to Hydra under the name `schema`."""
+    ConfigStore.instance().store(name="schema", node=Config)
+
+
+def load(composed: DictConfig) -> Config:
+    """Return plain objects with every interpolation resolved.
+
+    Raises: omegaconf errors for a mandatory value that is missing or cannot be resolved.
+    """
+    config = OmegaConf.to_object(composed)
+    assert isinstance(config, Config)
+    return config
+
+
+def to_dict(section: Any) -> dict[str, Any]:
+    """Return a config section as JSON-ready values, enums by name."""
+    return {key: _plain(value) for key, value in asdict(section).items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Enum):
+        return value.name
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_plain(part) for part in value]
+    return value
+
+
+def from_dict(values: dict[str, Any]) -> Config:
+    """Return the config that `to_dict` wrote, checked against the schema.
+
+    Raises: omegaconf errors when keys or types do not fit. Interpolations stay text.
+    """
+    schema = OmegaConf.structured(Config)
+    return load(OmegaConf.merge(schema, _escaped(values)))  # type: ignore[arg-type]
+
+
+def _escaped(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.replace("${", "\\${")
+    if isinstance(value, dict):
+        return {key: _escaped(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_escaped(part) for part in value]
+    return value

@@ -1,0 +1,169 @@
+"""What a preprocessing run will do: which videos count, which clips are cut, under which settings.
+
+Invariant, printed and stored: found = kept + skipped(reason) + failed(reason), in videos.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cosmos_hydra import config as schema
+from cosmos_hydra import files
+from cosmos_hydra.config import Config, TextEncoderKind, TokenizerKind
+from cosmos_hydra.data import sources
+from cosmos_hydra.data.clips import HELD_OUT, Clip, ClipPlanner
+from cosmos_hydra.data.sources import Episode
+from cosmos_hydra.data.video import UnreadableVideo, VideoInfo, probe
+from cosmos_hydra.errors import StageError
+from cosmos_hydra.logs import progress
+from cosmos_hydra.models.identity import folder_identity
+
+# where videos and samples lie does not change what the samples are
+PLACES = ("name", "source", "path", "captions")
+
+
+@dataclass
+class Inventory:
+    """Videos by fate, and the clips of those kept."""
+
+    episodes: dict[str, Episode]
+    infos: dict[str, VideoInfo]
+    hashes: dict[str, str]
+    clips: list[Clip]
+    skipped: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def drop(self, name: str, reason: str) -> None:
+        """Count a video as failed and forget its clips."""
+        self.failed[name] = reason
+        del self.episodes[name]
+        self.clips = [clip for clip in self.clips if clip.video != name]
+
+    def counts(self) -> dict[str, Any]:
+        """Return the numbers of videos by fate, with reasons."""
+        kept, skipped, failed = len(self.episodes), len(self.skipped), len(self.failed)
+        return {
+            "found": kept + skipped + failed,
+            "kept": kept,
+            "skipped": dict(Counter(self.skipped.values())),
+            "failed": dict(Counter(self.failed.values())),
+        }
+
+    def summary(self) -> str:
+        """Return the counts as one line."""
+        counts = self.counts()
+        parts = [f"kept {counts['kept']}"]
+        for fate in ("skipped", "failed"):
+            reasons = "; ".join(f"{number} x {reason}" for reason, number in counts[fate].items())
+            parts.append(f"{fate} {sum(counts[fate].values())}" + (f" ({reasons})" * bool(reasons)))
+        return f"found {counts['found']} videos = {' + '.join(parts)}"
+
+    def describe(self) -> dict[str, Any]:
+        """Return what goes into the manifest about videos, JSON-ready."""
+        return {
+            "counts": self.counts(),
+            "skipped": self.skipped,
+            "failed": self.failed,
+            "videos": {
+                name: {
+                    "sha256": self.hashes[name],
+                    "num_frames": self.infos[name].num_frames,
+                    "fps": self.infos[name].fps,
+                    "height": self.infos[name].height,
+                    "width": self.infos[name].width,
+                    "caption": episode.caption,
+                    "caption_from": episode.caption_from,
+                }
+                for name, episode in self.episodes.items()
+            },
+        }
+
+
+def take_inventory(config: Config) -> Inventory:
+    """Return what the configured source offers, having looked at every video.
+
+    Raises: StageError when no video is left.
+    """
+    data = config.data
+    found = sources.find(data)
+    planner = ClipPlanner(data.frames, data.fps, data.chunks_per_video, data.held_out, data.seed)
+    inventory = Inventory({}, {}, {}, [], dict(found.skipped), dict(found.failed))
+    with progress("look", len(found.episodes), "videos") as bar:
+        for episode in found.episodes:
+            try:
+                info = probe(episode.video)
+            except UnreadableVideo as error:
+                inventory.failed[episode.name] = str(error)
+            else:
+                if planner.is_long_enough(info):
+                    inventory.episodes[episode.name] = episode
+                    inventory.infos[episode.name] = info
+                    inventory.hashes[episode.name] = files.sha256_of(episode.video)
+                else:
+                    inventory.skipped[episode.name] = _too_short(data)
+            bar.advance()
+    if not inventory.episodes:
+        raise StageError(
+            f"data.source={data.source} gives no sample: {inventory.summary()}; "
+            f"see the reasons, or lower data.frames"
+        )
+    inventory.clips = planner.plan(inventory.infos)
+    return inventory
+
+
+def _too_short(data: schema.DataConfig) -> str:
+    at = f" at {data.fps:g} fps" if data.fps else ""
+    return f"shorter than the clip of data.frames={data.frames}{at}"
+
+
+def messages(config: Config, inventory: Inventory) -> list[str]:
+    """Return what a user should know about the plan: counts, shortfalls, repeated frames."""
+    data, clips = config.data, inventory.clips
+    held_out = sum(clip.split == HELD_OUT for clip in clips)
+    lines = [
+        inventory.summary(),
+        f"{len(clips)} clips of {data.frames} frames at {data.height}x{data.width}: "
+        f"{len(clips) - held_out} to train on, {held_out} held out",
+    ]
+    captions = Counter(episode.caption_from for episode in inventory.episodes.values())
+    lines.append("captions from " + ", ".join(f"{k} ({n})" for k, n in captions.items()))
+    asked = len(inventory.episodes) * data.chunks_per_video
+    made_per_video = Counter(clip.video for clip in clips)
+    short = [name for name, made in made_per_video.items() if made < data.chunks_per_video]
+    if short:
+        lines.append(
+            f"data.chunks_per_video={data.chunks_per_video} asks for {asked} clips, {len(clips)} "
+            f"were made: {len(short)} videos have too few start frames for more"
+        )
+    if data.held_out and not held_out:
+        lines.append("nothing is held out: the videos are too short to share without overlap")
+    if data.fps:
+        slower = sum(info.fps < data.fps for info in inventory.infos.values())
+        if slower:
+            lines.append(f"data.fps={data.fps:g} repeats frames of {slower} slower videos")
+    return lines
+
+
+def settings(config: Config) -> dict[str, Any]:
+    """Return every setting that decides what the samples hold, JSON-ready."""
+    data = {k: v for k, v in schema.to_dict(config.data).items() if k not in PLACES}
+    model = config.model
+    tokenizer: dict[str, Any] = {"kind": model.tokenizer.kind.name}
+    if model.tokenizer.kind is TokenizerKind.cosmos and model.tokenizer.path:
+        tokenizer |= folder_identity(Path(model.tokenizer.path).expanduser())
+    text: dict[str, Any] = {"kind": model.text_encoder.kind.name, "tokens": model.text_tokens}
+    if model.text_encoder.kind is TextEncoderKind.t5 and model.text_encoder.path:
+        text |= folder_identity(Path(model.text_encoder.path).expanduser())
+    return {"data": data, "tokenizer": tokenizer, "text_encoder": text}
+
+
+def difference(old: Any, new: Any, key: str = "") -> list[str]:
+    """Return `key: old -> new` for every value that differs between two JSON values."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        found = []
+        for name in sorted(old.keys() | new.keys()):
+            inner = f"{key}.{name}" if key else name
+            found += difference(old.get(name), new.get(name), inner)
+        return found
+    return [] if old == new else [f"{key}: {old} -> {new}"]

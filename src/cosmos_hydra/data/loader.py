@@ -1,0 +1,114 @@
+"""Which samples make a step, with their noise; a function of (seed, step), read ahead by one.
+
+Every epoch is a permutation of the training samples; a step takes the next ones, across the end
+of an epoch, so nothing depends on where a run was interrupted.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+
+from cosmos_hydra.config import ObjectiveConfig
+from cosmos_hydra.data.store import Sample, SampleStore
+from cosmos_hydra.diffusion.edm import Noise, draw_noise
+from cosmos_hydra.seeds import numpy_generator
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples of one forward pass: one shape, one fps. Legend as in edm.py."""
+
+    ids: list[str]
+    latent_BCFHW: torch.Tensor
+    text_BTD: torch.Tensor
+    padding_B1HW: torch.Tensor
+    fps: float
+    sigma_B: torch.Tensor
+    noise_BCFHW: torch.Tensor
+
+    def to(self, device: torch.device) -> "Batch":
+        """Return the batch on a device."""
+        moved = {
+            name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+            for name, value in vars(self).items()
+        }
+        return Batch(**moved)
+
+
+def sample_ids(ids: list[str], seed: int, step: int, count: int) -> list[str]:
+    """Return the samples of a step, counted from 0."""
+    chosen = []
+    for position in range(step * count, (step + 1) * count):
+        epoch, index = divmod(position, len(ids))
+        order = numpy_generator(seed, "order", epoch).permutation(len(ids))
+        chosen.append(ids[order[index]])
+    return chosen
+
+
+def collate(items: list[tuple[Sample, Noise]], micro_batch_size: int) -> list[Batch]:
+    """Return batches of at most `micro_batch_size` samples that share latent shape and fps."""
+    groups: dict[tuple[torch.Size, float], list[tuple[Sample, Noise]]] = {}
+    for sample, noise in items:
+        groups.setdefault((sample.latent_CFHW.shape, sample.fps), []).append((sample, noise))
+    return [
+        _stack(group[first : first + micro_batch_size])
+        for group in groups.values()
+        for first in range(0, len(group), micro_batch_size)
+    ]
+
+
+def _stack(items: list[tuple[Sample, Noise]]) -> Batch:
+    texts = [
+        sample.text_TD if noise.keeps_text else torch.zeros_like(sample.text_TD)
+        for sample, noise in items
+    ]
+    return Batch(
+        ids=[sample.id for sample, _ in items],
+        latent_BCFHW=torch.stack([sample.latent_CFHW for sample, _ in items]).float(),
+        text_BTD=torch.stack(texts),
+        padding_B1HW=torch.stack([sample.padding_1HW for sample, _ in items]),
+        fps=items[0][0].fps,
+        sigma_B=torch.stack([noise.sigma for _, noise in items]),
+        noise_BCFHW=torch.stack([noise.noise_CFHW for _, noise in items]),
+    )
+
+
+class Loader:
+    """Iterate over the steps from `first_step` to `last_step`, each a list of batches."""
+
+    def __init__(
+        self,
+        store: SampleStore,
+        ids: list[str],
+        objective: ObjectiveConfig,
+        seed: int,
+        global_batch_size: int,
+        micro_batch_size: int,
+    ) -> None:
+        self.store, self.ids, self.objective, self.seed = store, ids, objective, seed
+        self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
+
+    def load(self, step: int) -> list[Batch]:
+        """Return the batches of one step."""
+        seen: Counter[str] = Counter()
+        items = []
+        for sample_id in sample_ids(self.ids, self.seed, step, self.global_batch_size):
+            sample = self.store.load(sample_id)
+            shape, copy = sample.latent_CFHW.shape, seen[sample_id]
+            noise = draw_noise(shape, self.objective, self.seed, step, sample_id, copy)
+            items.append((sample, noise))
+            seen[sample_id] += 1
+        return collate(items, self.micro_batch_size)
+
+    def steps(self, first_step: int, last_step: int) -> Iterator[list[Batch]]:
+        """Yield the batches of each step in [first_step, last_step), reading one step ahead."""
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            ahead = pool.submit(self.load, first_step) if first_step < last_step else None
+            for step in range(first_step, last_step):
+                assert ahead is not None
+                batches = ahead.result()
+                ahead = pool.submit(self.load, step + 1) if step + 1 < last_step else None
+                yield batches

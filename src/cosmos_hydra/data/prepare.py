@@ -1,0 +1,227 @@
+"""Turn videos into samples: fit or load the tokenizer, encode captions once each, encode clips.
+
+The same command goes on where it stopped and does nothing when all is done. `plan.json` records
+the settings before the first sample, `manifest.json` after the last.
+"""
+
+import gc
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cosmos_hydra import config as schema
+from cosmos_hydra import files
+from cosmos_hydra.config import Config, TokenizerKind
+from cosmos_hydra.data.clips import TRAIN, Clip
+from cosmos_hydra.data.inventory import (
+    Inventory,
+    difference,
+    messages,
+    settings,
+    take_inventory,
+)
+from cosmos_hydra.data.store import FORMAT_VERSION, Layout, SampleStore, SampleWriter, open_store
+from cosmos_hydra.data.video import UnreadableVideo, decode, fit_frames, to_signed
+from cosmos_hydra.errors import StageError
+from cosmos_hydra.logs import progress
+from cosmos_hydra.models.text import TextEmbedding, load_text_encoder
+from cosmos_hydra.models.tokenizer import Tokenizer, load_tokenizer
+from cosmos_hydra.models.toy_tokenizer import ToyTokenizer
+from cosmos_hydra.seeds import numpy_generator
+
+logger = logging.getLogger(__name__)
+
+
+def prepare(config: Config, device: torch.device) -> SampleStore:
+    """Return the samples of the configured source, making those that are missing.
+
+    Raises: StageError when no sample can be made, or when data.path holds other samples.
+    """
+    layout = Layout(Path(config.data.path).expanduser(), config.data.format)
+    inventory = take_inventory(config)
+    for line in messages(config, inventory):
+        logger.info(line)
+    plan = {"settings": settings(config), "videos": inventory.hashes}
+    if _is_done(layout, plan):
+        logger.info(f"samples in {layout.folder} are up to date")
+        return open_store(config.data.path)
+    files.write_json(layout.beside("plan.json"), plan)
+    tokenizer = _tokenizer(config, inventory, layout, device)
+    texts, text_identity = _encode_captions(config, inventory, device)
+    ids = {clip: str(number) for number, clip in enumerate(inventory.clips)}
+    _encode_clips(config, inventory, layout, tokenizer, texts, ids)
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "settings": plan["settings"],
+        "config": schema.to_dict(config),
+        "tokenizer": tokenizer.identity,
+        "text_encoder": text_identity,
+        **inventory.describe(),
+        "samples": [
+            {
+                "id": ids[clip],
+                "split": clip.split,
+                "video": clip.video,
+                "start_frame": clip.start_frame,
+                "fps": clip.fps,
+                "caption": inventory.episodes[clip.video].caption,
+            }
+            for clip in inventory.clips
+        ],
+    }
+    identity = ("settings", "videos", "samples", "tokenizer", "text_encoder")
+    manifest["content_hash"] = files.sha256_of_json({key: manifest[key] for key in identity})
+    files.write_json(layout.manifest, manifest)
+    layout.beside("plan.json").unlink(missing_ok=True)
+    del tokenizer, texts
+    gc.collect()
+    return SampleStore(layout, manifest)
+
+
+def _is_done(layout: Layout, plan: dict[str, Any]) -> bool:
+    """Return whether the folder is complete; refuse one that was made with other settings."""
+    for path, is_complete in ((layout.manifest, True), (layout.beside("plan.json"), False)):
+        if not path.is_file():
+            continue
+        old = json.loads(path.read_text())
+        videos = {
+            name: video["sha256"] if isinstance(video, dict) else video
+            for name, video in old["videos"].items()
+        }
+        # a video that failed while it was encoded is not in the manifest
+        wanted = {
+            name: digest
+            for name, digest in plan["videos"].items()
+            if name not in old.get("failed", {})
+        }
+        changes = difference(old["settings"], plan["settings"])
+        changes += [f"video {name}" for name in sorted(set(videos.items()) ^ set(wanted.items()))]
+        if changes:
+            shown = ", ".join(changes[:4]) + (", ..." if len(changes) > 4 else "")
+            raise StageError(
+                f"data.path={layout.folder} holds samples made otherwise ({shown}); "
+                f"choose another data.path or remove the folder"
+            )
+        return is_complete
+    if layout.folder.is_dir() and any(layout.folder.iterdir()):
+        raise StageError(
+            f"data.path={layout.folder} is not empty and not ours; choose another data.path"
+        )
+    return False
+
+
+def read_clip(config: Config, inventory: Inventory, clip: Clip) -> tuple[torch.Tensor, dict]:
+    """Return a clip's pixels uint8 [3, F, H, W] and where in them the picture lies."""
+    frames_FHWC = decode(inventory.episodes[clip.video].video, list(clip.frame_indices))
+    data = config.data
+    video_CFHW, box = fit_frames(frames_FHWC, data.height, data.width, data.fit)
+    return video_CFHW, vars(box)
+
+
+def _tokenizer(
+    config: Config, inventory: Inventory, layout: Layout, device: torch.device
+) -> Tokenizer:
+    if config.model.tokenizer.kind is TokenizerKind.toy and not layout.tokenizer.is_file():
+        clips = [clip for clip in inventory.clips if clip.split == TRAIN]
+        limit = config.data.tokenizer_clips
+        if len(clips) > limit:
+            generator = numpy_generator(config.data.seed, "tokenizer")
+            chosen = generator.choice(len(clips), limit, replace=False)
+            clips = [clips[index] for index in sorted(chosen)]
+        ToyTokenizer.fit(_pixels(config, inventory, clips), config.data.seed).save(layout.tokenizer)
+    return load_tokenizer(config.model, layout.tokenizer, device)
+
+
+def _pixels(config: Config, inventory: Inventory, clips: list[Clip]) -> Iterator[torch.Tensor]:
+    with progress("fit tokenizer", len(clips), "clips") as bar:
+        for clip in clips:
+            try:
+                video_CFHW, _ = read_clip(config, inventory, clip)
+            except UnreadableVideo:
+                continue  # reported when its samples are made
+            yield to_signed(video_CFHW)
+            bar.advance()
+
+
+def _encode_captions(
+    config: Config, inventory: Inventory, device: torch.device
+) -> tuple[dict[str, TextEmbedding], dict[str, Any]]:
+    """Encode every distinct caption once; the encoder is gone when this returns."""
+    captions = sorted({episode.caption for episode in inventory.episodes.values()})
+    encoder = load_text_encoder(config.model, device)
+    texts = {}
+    with progress("encode text", len(captions), "captions") as bar:
+        for caption in captions:
+            texts[caption] = encoder.encode(caption)
+            bar.advance()
+    identity = encoder.identity
+    del encoder
+    gc.collect()
+    return texts, identity
+
+
+def _encode_clips(
+    config: Config,
+    inventory: Inventory,
+    layout: Layout,
+    tokenizer: Tokenizer,
+    texts: dict[str, TextEmbedding],
+    ids: dict[Clip, str],
+) -> None:
+    writer = SampleWriter(layout)
+    clips = [clip for clip in inventory.clips if not layout.info(ids[clip]).is_file()]
+    done = len(inventory.clips) - len(clips)
+    if done:
+        logger.info(f"going on: {done} of {len(inventory.clips)} samples are there")
+    with progress("encode clips", len(ids), "clips", start=done) as bar:
+        for clip in clips:
+            if clip.video in inventory.failed:
+                continue
+            try:
+                video_CFHW, content = read_clip(config, inventory, clip)
+            except UnreadableVideo as error:
+                _forget(inventory, layout, clip.video, str(error), ids)
+                continue
+            latent_CFHW = tokenizer.encode(to_signed(video_CFHW)[None])[0]
+            info = _info(config, inventory, clip, content)
+            text = texts[inventory.episodes[clip.video].caption]
+            writer.write(ids[clip], info, latent_CFHW, text)
+            bar.advance()
+    if not inventory.clips:
+        raise StageError(f"data.source={config.data.source} gives no sample: {inventory.summary()}")
+
+
+def _forget(
+    inventory: Inventory, layout: Layout, video: str, reason: str, ids: dict[Clip, str]
+) -> None:
+    logger.warning(f"{video}: {reason}; its clips are left out")
+    for clip in inventory.clips:
+        if clip.video == video:
+            for file in layout.folder.glob(f"{ids[clip]}.*"):
+                file.unlink()
+    inventory.drop(video, reason)
+
+
+def _info(config: Config, inventory: Inventory, clip: Clip, content: dict) -> dict[str, Any]:
+    """Return info.json: height, width and fps are those of the latent's clip."""
+    source = inventory.infos[clip.video]
+    data = config.data
+    return {
+        "height": data.height,
+        "width": data.width,
+        "fps": clip.fps,
+        "num_frames": data.frames,
+        "video_path": clip.video,
+        "start_frame": clip.start_frame,
+        "content": content if data.fit is schema.Fit.pad else None,
+        "source": {
+            "height": source.height,
+            "width": source.width,
+            "fps": source.fps,
+            "num_frames": source.num_frames,
+        },
+    }

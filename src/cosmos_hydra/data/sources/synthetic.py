@@ -1,0 +1,44 @@
+"""Rendered videos of a robot arm, written as H.264 files and read back like any other video.
+
+Every video shows one motion from one view; motion and view are in its caption, phase, speed and
+reach are drawn per video. Files that exist are kept, so rendering can be interrupted.
+"""
+
+import itertools
+from pathlib import Path
+
+from cosmos_hydra import files
+from cosmos_hydra.config import DataConfig
+from cosmos_hydra.data.sources.arm import MOTIONS, VIEWS, render
+from cosmos_hydra.data.video import write_mp4
+from cosmos_hydra.logs import progress
+from cosmos_hydra.seeds import numpy_generator
+
+
+def render_missing(data: DataConfig) -> None:
+    """Render the videos that data.source lacks, each with its caption in a .txt beside it."""
+    root, wanted = Path(data.source).expanduser(), data.synthetic
+    scenes = list(itertools.islice(itertools.cycle(itertools.product(MOTIONS, VIEWS)), wanted.num_videos))
+    names = [f"{number:03d}_{motion}_{view}" for number, (motion, view) in enumerate(scenes)]
+    missing = [item for item in enumerate(names) if not (root / f"{item[1]}.mp4").is_file()]
+    if not missing:
+        return
+    with progress("render", len(missing), "videos") as bar:
+        for number, name in missing:
+            motion, view = scenes[number]
+            frames = render(
+                motion,
+                view,
+                num_frames=wanted.frames,
+                fps=wanted.fps,
+                height=wanted.height,
+                width=wanted.width,
+                generator=numpy_generator(data.seed, "synthetic", number),
+            )
+            caption = f"A robot arm {MOTIONS[motion]}, seen {VIEWS[view].caption}."
+            files.write_bytes(root / f"{name}.txt", f"{caption}\n".encode())
+            files.write_with(
+                root / f"{name}.mp4",
+                lambda path, frames=frames: write_mp4(path, frames, wanted.fps),
+            )
+            bar.advance()

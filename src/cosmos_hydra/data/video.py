@@ -1,0 +1,155 @@
+"""Decode frames, fit them to the clip size, and write videos.
+
+Legend: F frames, H W picture height/width, C = 3 colour channels. Pixels are uint8 until a
+tokenizer asks for [-1, 1].
+"""
+
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import decord
+import numpy as np
+import torch
+
+from cosmos_hydra.config import Fit
+
+VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"}
+FRAMES_AT_ONCE = 16  # keeps the float copy of a resize small
+
+
+class UnreadableVideo(Exception):
+    """A video file that cannot be decoded; the message is the reason, in a few words."""
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a file holds. `start_s` has the presentation time of every frame, ascending."""
+
+    num_frames: int
+    fps: float
+    height: int
+    width: int
+    start_s: np.ndarray
+
+
+@dataclass(frozen=True)
+class ContentBox:
+    """Where the picture lies inside a padded clip, pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def probe(path: Path) -> VideoInfo:
+    """Return what the file holds, decoding one frame.
+
+    Raises: UnreadableVideo.
+    """
+    reader = _open(path)
+    try:
+        height, width, _ = reader[0].shape
+        start_s = reader.get_frame_timestamp(range(len(reader)))[:, 0]
+    except (decord.DECORDError, RuntimeError, IndexError) as error:
+        raise UnreadableVideo(_reason(error)) from error
+    return VideoInfo(
+        len(reader), float(reader.get_avg_fps()), height, width, np.asarray(start_s, np.float64)
+    )
+
+
+def decode(path: Path, frame_indices: list[int]) -> torch.Tensor:
+    """Return the frames asked for and no others, uint8 [F, H, W, 3].
+
+    Raises: UnreadableVideo.
+    """
+    reader = _open(path)
+    try:
+        return torch.from_numpy(reader.get_batch(frame_indices).asnumpy())
+    except (decord.DECORDError, RuntimeError, IndexError) as error:
+        raise UnreadableVideo(_reason(error)) from error
+
+
+def _open(path: Path) -> decord.VideoReader:
+    if path.stat().st_size == 0:
+        raise UnreadableVideo("empty file")
+    try:
+        reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
+    except (decord.DECORDError, RuntimeError) as error:
+        raise UnreadableVideo(_reason(error)) from error
+    if len(reader) == 0:
+        raise UnreadableVideo("no frames")
+    return reader
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return f"cannot be decoded ({text.rpartition('] ')[2][:120]})"
+
+
+def fit_frames(
+    frames_FHWC: torch.Tensor, height: int, width: int, fit: Fit
+) -> tuple[torch.Tensor, ContentBox]:
+    """Return uint8 [3, F, height, width] and where in it the picture lies.
+
+    crop keeps the aspect ratio and cuts the longer side evenly; pad keeps it and adds black
+    borders; stretch changes it, as NVIDIA's script did. Bilinear with antialiasing.
+    """
+    source_height, source_width = frames_FHWC.shape[1:3]
+    scales = (height / source_height, width / source_width)
+    if fit is Fit.stretch:
+        resized = (height, width)
+    else:
+        scale = max(scales) if fit is Fit.crop else min(scales)
+        resized = (round(source_height * scale), round(source_width * scale))
+    if fit is Fit.crop:
+        resized = (max(resized[0], height), max(resized[1], width))
+    small_FCHW = torch.cat(
+        [
+            _resize(part.permute(0, 3, 1, 2), resized)
+            for part in frames_FHWC.split(FRAMES_AT_ONCE)
+        ]
+    )
+    top, left = (resized[0] - height) // 2, (resized[1] - width) // 2
+    if fit is not Fit.pad:
+        cut_FCHW = small_FCHW[:, :, top : top + height, left : left + width]
+        return cut_FCHW.transpose(0, 1).contiguous(), ContentBox(0, 0, height, width)
+    box = ContentBox(-top, -left, resized[0], resized[1])
+    padded_FCHW = small_FCHW.new_zeros(len(small_FCHW), 3, height, width)
+    padded_FCHW[:, :, box.top : box.top + box.height, box.left : box.left + box.width] = small_FCHW
+    return padded_FCHW.transpose(0, 1).contiguous(), box
+
+
+def _resize(frames_FCHW: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    if tuple(frames_FCHW.shape[2:]) == size:
+        return frames_FCHW
+    resized = torch.nn.functional.interpolate(
+        frames_FCHW.float(), size=size, mode="bilinear", antialias=True, align_corners=False
+    )
+    return resized.round_().clamp_(0, 255).to(torch.uint8)
+
+
+def to_signed(video_CFHW: torch.Tensor) -> torch.Tensor:
+    """Return uint8 pixels as float32 in [-1, 1]."""
+    return video_CFHW.float().div_(127.5).sub_(1.0)
+
+
+def to_pixels(video_CFHW: torch.Tensor) -> np.ndarray:
+    """Return a video in [-1, 1] as uint8 [F, H, W, 3]."""
+    pixels = (video_CFHW.float() + 1.0).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
+    return np.ascontiguousarray(pixels.permute(1, 2, 3, 0).cpu().numpy())
+
+
+def write_mp4(path: Path, frames_FHWC: np.ndarray, fps: float, crf: int = 16) -> None:
+    """Write uint8 [F, H, W, 3] as H.264; equal frames give equal bytes. Sizes must be even."""
+    _, height, width, _ = frames_FHWC.shape
+    with av.open(str(path), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        # one thread, since the number of threads changes the bytes
+        stream.options = {"crf": str(crf), "preset": "medium", "threads": "1"}
+        for frame_HWC in frames_FHWC:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame_HWC, format="rgb24")))
+        container.mux(stream.encode())

@@ -1,0 +1,31 @@
+"""AdamW and the learning rate as a function of the step."""
+
+import math
+
+import torch
+from torch import nn
+
+from cosmos_hydra.config import OptimConfig, Schedule
+
+
+def build_optimizer(module: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
+    """Return AdamW over all trainable parameters; the caller sets the rate at every step."""
+    beta1, beta2 = optim.betas
+    return torch.optim.AdamW(
+        [parameter for parameter in module.parameters() if parameter.requires_grad],
+        lr=optim.lr,
+        betas=(beta1, beta2),
+        eps=optim.eps,
+        weight_decay=optim.weight_decay,
+    )
+
+
+def learning_rate(optim: OptimConfig, step: int, max_steps: int) -> float:
+    """Return the rate of the update from `step` to `step + 1`, step counted from 0."""
+    if step < optim.warmup_steps:
+        return optim.lr * (step + 1) / optim.warmup_steps
+    if optim.schedule is Schedule.constant:
+        return optim.lr
+    share = (step - optim.warmup_steps) / max(1, max_steps - optim.warmup_steps)
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+    return optim.lr * (optim.min_lr_ratio + (1 - optim.min_lr_ratio) * cosine)

@@ -1,0 +1,84 @@
+"""Videos of fixed seeds and captions while training, so that progress can be seen."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import torch
+
+from cosmos_hydra import files
+from cosmos_hydra.config import Config
+from cosmos_hydra.data.clips import TRAIN
+from cosmos_hydra.data.store import Sample, SampleStore
+from cosmos_hydra.data.video import to_pixels, write_mp4
+from cosmos_hydra.diffusion.generation import Request, generate_latent
+from cosmos_hydra.models.tokenizer import load_tokenizer
+from cosmos_hydra.models.transformer import Denoiser
+from cosmos_hydra.tracking.pictures import contact_sheet, save_picture
+
+MAX_PREVIEWS = 2
+SEED = 1
+
+
+class Previews:
+    """Sample the captions of a few training clips; the tokenizer is loaded only to decode."""
+
+    def __init__(self, config: Config, store: SampleStore, folder: Path, fitted: Path) -> None:
+        self.config, self.folder, self.fitted = config, folder, fitted
+        by_caption: dict[str, Sample] = {}
+        for sample_id in store.splits[TRAIN]:
+            caption = store.captions[sample_id]
+            if caption not in by_caption:
+                by_caption[caption] = store.load(sample_id)
+            if len(by_caption) == MAX_PREVIEWS:
+                break
+        self.samples = list(by_caption.values())
+
+    def show_data(self, device: torch.device) -> None:
+        """Write previews/data.png: the clips themselves, decoded from their latents."""
+        path = self.folder / "data.png"
+        if not path.is_file():
+            self._write(path, [sample.latent_CFHW.float() for sample in self.samples], device)
+
+    def show(
+        self,
+        denoiser: Denoiser,
+        step: int,
+        device: torch.device,
+        autocast: Callable[[], AbstractContextManager],
+    ) -> Path:
+        """Write previews/step_N.png and an mp4 of each clip; return the picture's path."""
+        denoiser.eval()
+        generate, objective = self.config.generate, self.config.model.objective
+        latents = []
+        for sample in self.samples:
+            shape = tuple(sample.latent_CFHW.shape)
+            request = Request(
+                text_TD=sample.text_TD,
+                negative_TD=None,
+                shape_CFHW=shape,
+                fps=sample.fps,
+                seed=SEED,
+                steps=self.config.trainer.preview_steps,
+                guidance=generate.guidance,
+                sampler=generate.sampler,
+            )
+            latents.append(
+                generate_latent(denoiser, request, objective.sigma_data, device, autocast)
+            )
+        denoiser.train()
+        path = self.folder / f"step_{step:06d}.png"
+        self._write(path, latents, device)
+        return path
+
+    def _write(self, path: Path, latents: list[torch.Tensor], device: torch.device) -> None:
+        tokenizer = load_tokenizer(self.config.model, self.fitted, device)
+        rows = []
+        for number, (sample, latent_CFHW) in enumerate(zip(self.samples, latents, strict=True)):
+            frames_FHWC = to_pixels(tokenizer.decode(latent_CFHW[None])[0])
+            rows.append((sample.caption, frames_FHWC))
+            files.write_with(
+                path.with_name(f"{path.stem}_{number}.mp4"),
+                lambda target, frames=frames_FHWC, fps=sample.fps: write_mp4(target, frames, fps),
+            )
+        save_picture(contact_sheet(rows), path)

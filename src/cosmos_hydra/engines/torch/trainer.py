@@ -1,0 +1,319 @@
+"""Post-training on one device: steps, validation, previews, checkpoints, and a clean way out.
+
+Everything random is a function of (seed, step, sample), so a resumed run computes what an
+uninterrupted one would have.
+"""
+
+import logging
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import cosmos_hydra
+from cosmos_hydra import config as schema
+from cosmos_hydra.config import Config, Recompute, ResumeMode, TokenizerKind
+from cosmos_hydra.data.clips import TRAIN, latent_shape
+from cosmos_hydra.data.inventory import difference
+from cosmos_hydra.data.loader import Batch, Loader
+from cosmos_hydra.data.store import SampleStore
+from cosmos_hydra.diffusion.edm import denoise, weighted_error
+from cosmos_hydra.engines.torch import checkpoint
+from cosmos_hydra.engines.torch.optimizer import build_optimizer, learning_rate
+from cosmos_hydra.engines.torch.precision import autocast_for, effective_precision
+from cosmos_hydra.engines.torch.previews import Previews
+from cosmos_hydra.engines.torch.signals import StopRequest, stop_on_signal
+from cosmos_hydra.engines.torch.validation import Validation
+from cosmos_hydra.errors import ConfigError, Preempted, StageError
+from cosmos_hydra.logs import progress
+from cosmos_hydra.models.transformer import Denoiser, build_transformer, initialise
+from cosmos_hydra.tracking.metrics import Metrics
+from cosmos_hydra.tracking.wandb import Wandb
+from cosmos_hydra.weights import diffusers
+from cosmos_hydra.weights.locate import locate
+
+# a resumed run must not differ in these; folders may move, the rest is logged
+FIXED = ("model.", "seed", "trainer.global_batch_size", "optim.betas", "optim.eps")
+MOVABLE = (
+    "model.weights.",
+    "model.tokenizer.path",
+    "model.text_encoder.path",
+    "model.default_lr",
+    "model.default_guidance",
+)
+MAX_CAPTIONS = 64  # remembered in a checkpoint
+logger = logging.getLogger(__name__)
+
+
+class Trainer:
+    """One run; `train` does the work."""
+
+    def __init__(
+        self, config: Config, run: Path, store: SampleStore, device: torch.device
+    ) -> None:
+        self.config, self.run, self.store, self.device = config, run, store, device
+        self.autocast = autocast_for(config.parallel.precision, device)
+        self.fps = self._check_clip()
+        fitted = store.layout.tokenizer
+        is_toy = config.model.tokenizer.kind is TokenizerKind.toy
+        self.fitted_tokenizer = fitted if is_toy and fitted.is_file() else None
+        transformer = build_transformer(config.model)
+        if config.parallel.recompute is Recompute.full:
+            transformer.enable_gradient_checkpointing()
+        self.denoiser = Denoiser(transformer).to(device)
+        self.optimizer = build_optimizer(self.denoiser, config.optim)
+        self.step = 0
+        self.is_consistent = True  # false while the optimizer changes weights
+        self._start()
+        if config.parallel.compile:
+            for block in transformer.transformer_blocks:
+                block.compile()
+
+    @property
+    def transformer(self) -> torch.nn.Module:
+        return self.denoiser.transformer
+
+    def _check_clip(self) -> float:
+        """Return the fps of the first sample, after comparing its size with the config."""
+        data, channels = self.config.data, self.config.model.latent_channels
+        sample = self.store.load(self.store.splits[TRAIN][0])
+        found = tuple(sample.latent_CFHW.shape)
+        if found != latent_shape(data, channels):
+            _, frames, height, width = found
+            raise ConfigError(
+                f"data.path={data.path} holds clips of {1 + 8 * (frames - 1)} frames at "
+                f"{8 * height}x{8 * width}, not data.frames={data.frames} data.height={data.height} "
+                f"data.width={data.width}; set these to the samples' numbers"
+            )
+        return sample.fps
+
+    def _start(self) -> None:
+        """Fill the weights: from this run's newest checkpoint, from given weights, or at random."""
+        config, mode = self.config, self.config.resume.mode
+        found = checkpoint.newest(self.run)
+        if found is not None:
+            if mode is ResumeMode.never:
+                raise ConfigError(
+                    f"resume.mode=never but {self.run} holds step {found.step}; "
+                    f"choose another name or resume.mode=auto"
+                )
+            self._check_unchanged(found.manifest)
+            checkpoint.restore(found, self.transformer, self.optimizer)
+            self.step = found.step
+            logger.info(f"resuming step {self.step}/{config.trainer.max_steps} of {self.run}")
+            return
+        for key, path in (
+            ("resume.path", config.resume.path),
+            ("model.weights.path", config.model.weights.path),
+        ):
+            if path:
+                weights = locate(path, key)
+                diffusers.check_config(weights.transformer, config.model, key)
+                digest = diffusers.load_transformer(self.transformer, weights.transformer)
+                logger.info(f"starting from {weights} (sha256 {digest[:12]})")
+                return
+        initialise(self.transformer, config.seed)
+        logger.info("starting from random weights")
+
+    def _check_unchanged(self, manifest: dict[str, Any]) -> None:
+        changes = difference(manifest["config"], schema.to_dict(self.config))
+        unsafe = [c for c in changes if c.startswith(FIXED) and not c.startswith(MOVABLE)]
+        if manifest["data"] != self.store.content_hash:
+            unsafe.append("the samples in data.path")
+        if unsafe:
+            raise ConfigError(
+                f"name={self.config.name} is a run with another config: {', '.join(unsafe)}; "
+                f"choose another name or resume.mode=fresh"
+            )
+        for change in changes:
+            if change.startswith(("optim.", "trainer.", "parallel.")):
+                logger.info(f"changed since the run began: {change}")
+
+    def train(self) -> float | None:
+        """Run to trainer.max_steps and return the last validation loss.
+
+        A checkpoint is on disk whichever way this ends.
+        Raises: KeyboardInterrupt, Preempted or StageError after saving.
+        """
+        config, trainer = self.config, self.config.trainer
+        if self.step >= trainer.max_steps:
+            logger.info(
+                f"{self.run} has finished at step {self.step}; "
+                f"raise trainer.max_steps, or use resume.mode=fresh"
+            )
+            return None
+        millions = sum(p.numel() for p in self.denoiser.parameters()) / 1e6
+        precision = effective_precision(config.parallel.precision, self.device)
+        logger.info(
+            f"{config.model.name}: {millions:.1f} M parameters on {self.device} in {precision}; "
+            f"{len(self.store.splits[TRAIN])} samples, "
+            f"steps {self.step} to {trainer.max_steps}; run {self.run}"
+        )
+        self.metrics = Metrics(self.run / "metrics.jsonl", self.step)
+        self.wandb = Wandb(config, self.run)
+        self.saved_step = self.step
+        with stop_on_signal() as stop:
+            try:
+                self._prepare()
+                self._loop(stop)
+            finally:
+                if self.is_consistent and self.saved_step != self.step:
+                    self._save()
+                self.metrics.close()
+                self.wandb.close()
+            if stop.signal == signal.SIGINT:
+                raise KeyboardInterrupt
+            if stop:
+                raise Preempted(
+                    f"stopped by a signal at step {self.step} of {self.run}; "
+                    f"the same command goes on from there"
+                )
+        return self.last_loss
+
+    def _prepare(self) -> None:
+        config, trainer = self.config, self.config.trainer
+        self.last_loss: float | None = None
+        self.validation = Validation(config, self.store) if trainer.validate_every else None
+        if self.validation and not self.validation.is_held_out:
+            logger.warning("nothing is held out: the validation loss is on training samples")
+        self.previews = None
+        can_decode = self.fitted_tokenizer is not None or config.model.tokenizer.path
+        if trainer.preview_every and can_decode:
+            fitted = self.store.layout.tokenizer
+            self.previews = Previews(config, self.store, self.run / "previews", fitted)
+            self.previews.show_data(self.device)
+        elif trainer.preview_every:
+            logger.warning("no previews: model.tokenizer.path is not set")
+
+    def _loop(self, stop: StopRequest) -> None:
+        config, trainer = self.config, self.config.trainer
+        loader = Loader(
+            self.store,
+            self.store.splits[TRAIN],
+            config.model.objective,
+            config.seed,
+            trainer.global_batch_size,
+            trainer.micro_batch_size,
+        )
+        self.denoiser.train()
+        if not self.metrics.has_validation:
+            self._look(stop)
+        with progress("post_train", trainer.max_steps, "steps", start=self.step) as bar:
+            began_s = time.perf_counter()
+            for batches in loader.steps(self.step, trainer.max_steps):
+                if stop:
+                    return
+                waited_s = time.perf_counter() - began_s
+                row = self._update(batches)
+                row["step_s"] = time.perf_counter() - began_s
+                row["data_wait_s"] = waited_s
+                row["tokens_per_s"] = self._tokens(batches) / row["step_s"]
+                self.metrics.write(row)
+                if self.step % config.log.every == 0:
+                    self.wandb.log(row)
+                shown = {"loss": row["loss"], "lr": row["lr"]}
+                if self.last_loss is not None:
+                    shown["val"] = self.last_loss
+                bar.advance(**shown)
+                self._look(stop)
+                if trainer.save_every and self.step % trainer.save_every == 0:
+                    self._save()
+                began_s = time.perf_counter()
+
+    def _update(self, batches: list[Batch]) -> dict[str, Any]:
+        """Do one optimizer step and return its row for metrics.jsonl."""
+        optim, max_steps = self.config.optim, self.config.trainer.max_steps
+        count = sum(len(batch.ids) for batch in batches)
+        total = 0.0
+        for batch in batches:
+            losses_B = self._losses(batch.to(self.device))
+            (losses_B.sum() / count).backward()
+            total += losses_B.detach().sum().item() / count
+        grad_norm = torch.nn.utils.clip_grad_norm_(
+            self.denoiser.parameters(), optim.grad_clip or float("inf")
+        ).item()
+        if not (torch.isfinite(torch.tensor([total, grad_norm])).all()):
+            ids = ", ".join(sample_id for batch in batches for sample_id in batch.ids)
+            raise StageError(
+                f"loss is {total}, gradient norm {grad_norm} at step {self.step + 1} "
+                f"(samples {ids}); lower optim.lr, or look at these samples"
+            )
+        rate = learning_rate(optim, self.step, max_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.is_consistent = False
+        self.optimizer.step()
+        self.step += 1
+        self.is_consistent = True
+        self.optimizer.zero_grad(set_to_none=True)
+        return {"step": self.step, "loss": total, "lr": rate, "grad_norm": grad_norm}
+
+    def _losses(self, batch: Batch) -> torch.Tensor:
+        sigma_data = self.config.model.objective.sigma_data
+        clean_BCFHW = batch.latent_BCFHW * sigma_data
+        sigma_B = batch.sigma_B
+        noisy_BCFHW = clean_BCFHW + sigma_B[:, None, None, None, None] * batch.noise_BCFHW
+
+        def network(latent_BCFHW: torch.Tensor, c_noise_B: torch.Tensor) -> torch.Tensor:
+            with self.autocast():
+                return self.denoiser(
+                    latent_BCFHW, c_noise_B, batch.text_BTD, batch.padding_B1HW, batch.fps
+                )
+
+        estimate_BCFHW = denoise(network, noisy_BCFHW, sigma_B, sigma_data)
+        return weighted_error(
+            estimate_BCFHW, clean_BCFHW, sigma_B, batch.padding_B1HW, sigma_data
+        )
+
+    def _tokens(self, batches: list[Batch]) -> int:
+        cells = sum(batch.latent_BCFHW[:, 0].numel() for batch in batches)
+        frames, height, width = self.config.model.patch_size
+        return cells // (frames * height * width)
+
+    def _look(self, stop: StopRequest) -> None:
+        """Validate and sample when it is time, or at the first and last step."""
+        trainer = self.config.trainer
+        is_end = self.step in (0, trainer.max_steps)
+        if self.validation and (is_end or self.step % trainer.validate_every == 0):
+            row = self.validation.run(
+                self.denoiser, self.device, self.autocast, lambda: bool(stop)
+            )
+            if row is None:
+                return
+            self.metrics.write({"step": self.step, **row})
+            self.wandb.log({"step": self.step, **row})
+            self.last_loss = row["val_loss"]
+            logger.info(
+                f"step {self.step}: validation loss {row['val_loss']:.4f} "
+                f"(gaussian {row['gaussian_loss']:.4f}, linear {row['linear_loss']:.4f})"
+            )
+        if self.previews and (is_end or self.step % trainer.preview_every == 0) and not stop:
+            path = self.previews.show(self.denoiser, self.step, self.device, self.autocast)
+            self.wandb.log_picture("preview", path, self.step)
+
+    def _save(self) -> None:
+        precision = effective_precision(self.config.parallel.precision, self.device)
+        captions = dict.fromkeys(self.store.captions[i] for i in self.store.splits[TRAIN])
+        facts = {
+            "config": schema.to_dict(self.config),
+            "data": self.store.content_hash,
+            "tokenizer": self.store.manifest["tokenizer"],
+            "text_encoder": self.store.manifest["text_encoder"],
+            "captions": list(captions)[:MAX_CAPTIONS],
+            "fps": self.fps,
+            "effective": {"device": str(self.device), "precision": precision.name},
+            "versions": {"cosmos_hydra": cosmos_hydra.__version__, "torch": torch.__version__},
+        }
+        checkpoint.save(
+            self.run,
+            self.step,
+            self.transformer,
+            self.optimizer,
+            self.config.model,
+            facts,
+            self.fitted_tokenizer,
+        )
+        self.saved_step = self.step
+        checkpoint.prune(self.run, self.config.trainer.keep)

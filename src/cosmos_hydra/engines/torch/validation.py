@@ -1,0 +1,126 @@
+"""Loss on held-out samples at fixed sigmas and noise, so that steps and runs compare.
+
+Legend: B batch (here the sigmas of one sample), C channels, F latent frames, H W latent
+height/width.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from cosmos_hydra.config import Config
+from cosmos_hydra.data.clips import HELD_OUT, TRAIN
+from cosmos_hydra.data.store import Sample, SampleStore
+from cosmos_hydra.diffusion.baselines import Baselines, fit_baselines
+from cosmos_hydra.diffusion.edm import denoise, quantile_sigmas, weighted_error
+from cosmos_hydra.models.transformer import Denoiser
+from cosmos_hydra.seeds import numpy_generator, torch_generator
+
+
+@dataclass(frozen=True)
+class _Case:
+    """One sample at every sigma."""
+
+    sample: Sample
+    clean_1CFHW: torch.Tensor
+    noisy_BCFHW: torch.Tensor
+    padding_B1HW: torch.Tensor
+
+
+class Validation:
+    """Fixed cases, and the closed-form baselines on exactly those."""
+
+    def __init__(self, config: Config, store: SampleStore) -> None:
+        self.sigma_data = config.model.objective.sigma_data
+        self.micro_batch_size = config.trainer.micro_batch_size
+        self.sigma_B = quantile_sigmas(config.model.objective, config.trainer.validation_sigmas)
+        self.is_held_out = bool(store.splits[HELD_OUT])
+        ids = list(store.splits[HELD_OUT] or store.splits[TRAIN])
+        count = min(config.trainer.validation_samples, len(ids))
+        # a fixed choice over all held-out videos, not the first video's clips
+        chosen = numpy_generator(config.seed, "validation").permutation(len(ids))[:count]
+        self.cases = [self._case(store.load(ids[i]), config.seed) for i in sorted(chosen)]
+        self.baseline_rows = self._baselines(store)
+
+    def _case(self, sample: Sample, seed: int) -> _Case:
+        clean_1CFHW = sample.latent_CFHW[None].float() * self.sigma_data
+        generator = torch_generator(seed, "validation", sample.id)
+        count = len(self.sigma_B)
+        noise_BCFHW = torch.randn(count, *sample.latent_CFHW.shape, generator=generator)
+        noisy_BCFHW = clean_1CFHW + self.sigma_B[:, None, None, None, None] * noise_BCFHW
+        padding_B1HW = sample.padding_1HW[None].expand(count, -1, -1, -1)
+        return _Case(sample, clean_1CFHW, noisy_BCFHW, padding_B1HW)
+
+    def _baselines(self, store: SampleStore) -> dict[str, torch.Tensor]:
+        shape = self.cases[0].sample.latent_CFHW.shape
+        training = (store.load(sample_id).latent_CFHW for sample_id in store.splits[TRAIN])
+        fitted: Baselines = fit_baselines(
+            (latent for latent in training if latent.shape == shape), self.sigma_data
+        )
+        rows = {}
+        for name, estimate in (("gaussian", fitted.gaussian), ("linear", fitted.linear)):
+            errors = [
+                self._errors(case, estimate(case.noisy_BCFHW, self.sigma_B))
+                for case in self.cases
+                if case.sample.latent_CFHW.shape == shape
+            ]
+            rows[name] = torch.stack(errors).mean(0)
+        return rows
+
+    def _errors(self, case: _Case, estimate_BCFHW: torch.Tensor) -> torch.Tensor:
+        return weighted_error(
+            estimate_BCFHW, case.clean_1CFHW, self.sigma_B, case.padding_B1HW, self.sigma_data
+        )
+
+    @torch.no_grad()
+    def run(
+        self,
+        denoiser: Denoiser,
+        device: torch.device,
+        autocast: Callable[[], AbstractContextManager],
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> dict[str, Any] | None:
+        """Return the row for metrics.jsonl, or None when asked to stop before the end."""
+        denoiser.eval()
+        errors = []
+        for case in self.cases:
+            estimates = []
+            for part in range(0, len(self.sigma_B), self.micro_batch_size):
+                if should_stop():
+                    denoiser.train()
+                    return None
+                rows = slice(part, part + self.micro_batch_size)
+                estimates.append(self._estimate(denoiser, case, rows, device, autocast))
+            errors.append(self._errors(case, torch.cat(estimates)))
+        denoiser.train()
+        losses_B = torch.stack(errors).mean(0)
+        row = {
+            "val_loss": losses_B.mean().item(),
+            **{f"{name}_loss": rows.mean().item() for name, rows in self.baseline_rows.items()},
+        }
+        for index, sigma in enumerate(self.sigma_B.tolist()):
+            row[f"val_loss_sigma_{sigma:.3g}"] = losses_B[index].item()
+            for name, rows in self.baseline_rows.items():
+                row[f"{name}_loss_sigma_{sigma:.3g}"] = rows[index].item()
+        return row
+
+    def _estimate(
+        self,
+        denoiser: Denoiser,
+        case: _Case,
+        rows: slice,
+        device: torch.device,
+        autocast: Callable[[], AbstractContextManager],
+    ) -> torch.Tensor:
+        sigma_B, padding_B1HW = self.sigma_B[rows].to(device), case.padding_B1HW[rows].to(device)
+        text_BTD = case.sample.text_TD.to(device).expand(len(sigma_B), -1, -1)
+
+        def network(latent_BCFHW: torch.Tensor, c_noise_B: torch.Tensor) -> torch.Tensor:
+            with autocast():
+                return denoiser(latent_BCFHW, c_noise_B, text_BTD, padding_B1HW, case.sample.fps)
+
+        noisy_BCFHW = case.noisy_BCFHW[rows].to(device)
+        return denoise(network, noisy_BCFHW, sigma_B, self.sigma_data).cpu()

@@ -1,0 +1,127 @@
+"""The command `cosmos-hydra`: compose the config, check it, run the stages.
+
+Imports no torch, so that `--help` and config errors come at once. `hydra.main` would turn every
+composition error into exit code 1; with HYDRA_FULL_ERROR set it raises, and the error becomes one
+line and exit code 2 here.
+"""
+
+import importlib
+import logging
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from cosmos_hydra import config as schema
+from cosmos_hydra.checks import check, settle
+from cosmos_hydra.errors import ConfigError, CosmosError
+from cosmos_hydra.job import Job
+from cosmos_hydra.overrides import conf_folder, explain, quote_free_text
+from cosmos_hydra.runs import run_directory
+
+STAGES = {
+    schema.Stage.preprocess: "cosmos_hydra.stages.preprocess:run",
+    schema.Stage.post_train: "cosmos_hydra.stages.post_train:run",
+    schema.Stage.generate: "cosmos_hydra.stages.generate:run",
+}
+INTERRUPTED = 130
+logger = logging.getLogger(__name__)
+
+
+def run_stages(config: schema.Config, job: Job) -> object:
+    """Run the config's stages in order and return what the last one returned.
+
+    Raises: ConfigError before anything is built; StageError when data or machine do not fit.
+    """
+    for message in settle(config):
+        logger.warning(message)
+    problems = check(config)
+    if problems:
+        raise ConfigError(*problems)
+    result: object = None
+    for stage in config.stages:
+        module, _, function = STAGES[stage].partition(":")
+        if len(config.stages) > 1:
+            logger.info(f"== {stage.name} ==")
+        result = getattr(importlib.import_module(module), function)(config, job)
+    return result
+
+
+def task(composed: DictConfig) -> object:
+    """Hydra's entry: one job, alone or in a sweep."""
+    hydra_config = HydraConfig.get()
+    job = Job(
+        directory=_shown(Path(hydra_config.runtime.output_dir)),
+        overrides=tuple(hydra_config.overrides.task),
+    )
+    try:
+        return run_stages(_load(composed), job)
+    except CosmosError as error:
+        _discard_if_unused(job.directory)
+        if hydra_config.mode is RunMode.MULTIRUN:
+            raise
+        # SystemExit passes through Hydra without its own report
+        raise SystemExit(report(error)) from None
+
+
+def _shown(path: Path) -> Path:
+    """Return the path relative to the working directory where that is shorter to read."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
+def _load(composed: DictConfig) -> schema.Config:
+    try:
+        return schema.load(composed)
+    except OmegaConfBaseException as error:
+        raise explain(error, sys.argv[1:]) from None
+
+
+def _discard_if_unused(directory: Path) -> None:
+    """Remove what Hydra made for a job that was refused before it wrote anything."""
+    log = directory / "run.log"
+    is_empty = {entry.name for entry in directory.iterdir()} <= {".hydra", "run.log"}
+    if is_empty and log.is_file() and log.stat().st_size == 0:
+        shutil.rmtree(directory)
+
+
+def report(error: CosmosError) -> int:
+    """Print an error the user can act on, one line a problem, and return its exit code."""
+    for line in str(error).splitlines():
+        print(f"cosmos-hydra: {line}", file=sys.stderr)
+    return error.exit_code
+
+
+def main() -> None:
+    """Run the command line; ends with exit code 0, 1, 2, 75 or 130."""
+    arguments = sys.argv[1:]
+    sys.argv[1:] = quote_free_text(arguments)
+    schema.register()
+    OmegaConf.register_new_resolver("run_directory", run_directory, replace=True)
+    # makes hydra.main raise; put back so that child processes do not inherit it
+    before = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    entry = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")
+    try:
+        entry(task)()
+    except (HydraException, OmegaConfBaseException) as error:
+        sys.exit(report(explain(error, arguments)))
+    except CosmosError as error:
+        sys.exit(report(error))
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        print("cosmos-hydra: interrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    finally:
+        if before is None:
+            os.environ.pop("HYDRA_FULL_ERROR", None)
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = before

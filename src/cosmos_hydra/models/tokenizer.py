@@ -1,0 +1,104 @@
+"""Tokenizers: video in [-1, 1] to latents of unit standard deviation per channel, and back.
+
+Both are causal with factor 8 in time and space and 16 channels: F frames, 1 or 8k+1, give
+1 + (F-1)/8 latent frames. The factor sigma_data of the diffusion model is not in the latents.
+Legend: B batch, C channels, F frames (pixel or latent), H W height/width (pixel or latent).
+"""
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from cosmos_hydra.config import ModelConfig, TokenizerKind
+from cosmos_hydra.errors import ConfigError
+from cosmos_hydra.models.identity import folder_identity
+from cosmos_hydra.models.toy_tokenizer import ToyTokenizer
+
+
+class Tokenizer(Protocol):
+    """What preprocessing and generation need of a tokenizer."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What tells two tokenizers apart; latents are only valid with the same one."""
+
+    def encode(self, video_BCFHW: torch.Tensor) -> torch.Tensor:
+        """Return float32 latents of a video in [-1, 1]."""
+
+    def decode(self, latent_BCFHW: torch.Tensor) -> torch.Tensor:
+        """Return the float32 video of a latent, about [-1, 1], not clamped."""
+
+
+class CosmosTokenizer:
+    """AutoencoderKLCosmos from a folder in diffusers layout, deterministic.
+
+    Latents are (z - mean) / std with one number per channel and latent frame, cut to the clip's
+    latent frames (diffusers `CosmosTextToWorldPipeline`).
+    """
+
+    def __init__(self, path: Path, device: torch.device) -> None:
+        from diffusers import AutoencoderKLCosmos
+
+        self.device = device
+        self.dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        self.path = path
+        self.autoencoder = (
+            AutoencoderKLCosmos.from_pretrained(path, torch_dtype=self.dtype, use_safetensors=True)
+            .requires_grad_(False)
+            .eval()
+            .to(device)
+        )
+        config = self.autoencoder.config
+        channels = config.latent_channels
+        mean = config.latents_mean or [0.0] * channels
+        std = config.latents_std or [1.0] * channels
+        self.mean_CF = torch.tensor(mean, device=device).view(channels, -1)
+        self.std_CF = torch.tensor(std, device=device).view(channels, -1)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {"kind": TokenizerKind.cosmos.name, **folder_identity(self.path)}
+
+    @torch.no_grad()
+    def encode(self, video_BCFHW: torch.Tensor) -> torch.Tensor:
+        video_BCFHW = video_BCFHW.to(self.device, self.dtype)
+        raw_BCFHW = self.autoencoder.encode(video_BCFHW).latent_dist.mode().float()
+        mean, std = self._statistics(raw_BCFHW.shape[2])
+        return (raw_BCFHW - mean) / std
+
+    @torch.no_grad()
+    def decode(self, latent_BCFHW: torch.Tensor) -> torch.Tensor:
+        latent_BCFHW = latent_BCFHW.to(self.device).float()
+        mean, std = self._statistics(latent_BCFHW.shape[2])
+        return self.autoencoder.decode((latent_BCFHW * std + mean).to(self.dtype)).sample.float()
+
+    def _statistics(self, num_frames: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return mean and standard deviation as [1, C, F, 1, 1]."""
+        known = self.mean_CF.shape[1]
+        if known == 1:
+            known = num_frames
+        if num_frames > known:
+            raise ConfigError(
+                f"data.frames gives {num_frames} latent frames but the tokenizer has statistics "
+                f"for {known}; at most {1 + 8 * (known - 1)} frames"
+            )
+        return (
+            self.mean_CF[None, :, :num_frames, None, None],
+            self.std_CF[None, :, :num_frames, None, None],
+        )
+
+
+def load_tokenizer(model: ModelConfig, fitted: Path, device: torch.device) -> Tokenizer:
+    """Return the configured tokenizer; a toy one comes from the file `fitted`."""
+    if model.tokenizer.kind is TokenizerKind.toy:
+        return ToyTokenizer.load(fitted)
+    if not model.tokenizer.path:
+        raise ConfigError("model.tokenizer.path=null; set it to the folder of AutoencoderKLCosmos")
+    path = Path(model.tokenizer.path).expanduser()
+    if not (path / "config.json").is_file():
+        raise ConfigError(
+            f"model.tokenizer.path={path} holds no config.json; "
+            f"it should be a folder of AutoencoderKLCosmos in diffusers layout"
+        )
+    return CosmosTokenizer(path, device)

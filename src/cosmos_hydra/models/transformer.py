@@ -1,0 +1,96 @@
+"""The diffusion transformer: diffusers' CosmosTransformer3DModel, built from our config.
+
+Unusual choices:
+- the padding-mask channel is concatenated here and counted in `in_channels`, so that any batch
+  size works and torchvision is not needed; the weights are the same;
+- q/k norm epsilon is 1e-6 as in the original, not the class's 1e-5;
+- diffusers' default initialisation is not made for training from scratch: `initialise` is.
+Legend: B batch, C channels, F latent frames, H W latent height/width, T text tokens, D text dim.
+"""
+
+import torch
+from torch import nn
+
+from cosmos_hydra.config import ModelConfig
+from cosmos_hydra.seeds import torch_generator
+
+QK_NORM_EPS = 1e-6
+POSITION_STD = 0.02
+
+
+def build_transformer(model: ModelConfig) -> nn.Module:
+    """Return the transformer with uninitialised or default weights on the current device."""
+    from diffusers import CosmosTransformer3DModel
+
+    transformer = CosmosTransformer3DModel(
+        in_channels=model.latent_channels + 1,
+        out_channels=model.latent_channels,
+        num_attention_heads=model.num_heads,
+        attention_head_dim=model.head_dim,
+        num_layers=model.num_layers,
+        mlp_ratio=model.mlp_ratio,
+        text_embed_dim=model.text_dim,
+        adaln_lora_dim=model.adaln_lora_dim,
+        max_size=tuple(model.max_size),
+        patch_size=tuple(model.patch_size),
+        rope_scale=tuple(model.rope_scale),
+        concat_padding_mask=False,
+        extra_pos_embed_type="learnable",
+    )
+    for block in transformer.transformer_blocks:
+        for attention in (block.attn1, block.attn2):
+            attention.norm_q.eps = attention.norm_k.eps = QK_NORM_EPS
+    return transformer
+
+
+@torch.no_grad()
+def initialise(transformer: nn.Module, seed: int) -> None:
+    """Fill the weights for training from scratch, each a function of (seed, name).
+
+    Linear layers get normal weights of variance 1/fan_in; position tables a truncated normal of
+    standard deviation 0.02; second adaLN matrices and the output projection zeros, so that every
+    block starts as the timestep embedding alone gates it and the first prediction is zero.
+    """
+    for name, parameter in transformer.named_parameters():
+        generator = torch_generator(seed, "init", name)
+        if "pos_emb_" in name:
+            nn.init.trunc_normal_(parameter, std=POSITION_STD, generator=generator)
+        elif parameter.ndim == 1:
+            parameter.fill_(1.0)
+        elif name == "proj_out.weight" or (".norm" in name or name.startswith("norm_out")) and (
+            name.endswith("linear_2.weight")
+        ):
+            parameter.zero_()
+        else:
+            nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5, generator=generator)
+
+
+class Denoiser(nn.Module):
+    """The network F of the EDM formulation: scaled noisy latent to raw prediction."""
+
+    def __init__(self, transformer: nn.Module) -> None:
+        super().__init__()
+        self.transformer = transformer
+
+    def forward(
+        self,
+        latent_BCFHW: torch.Tensor,
+        c_noise_B: torch.Tensor,
+        text_BTD: torch.Tensor,
+        padding_B1HW: torch.Tensor,
+        fps: float,
+    ) -> torch.Tensor:
+        """Return a tensor like latent_BCFHW.
+
+        latent_BCFHW is c_in * noisy latent; padding_B1HW is 1 where a clip is padded, at latent
+        resolution; fps, one for the batch, scales the rotary time positions.
+        """
+        frames = latent_BCFHW.shape[2]
+        padding_B1FHW = padding_B1HW[:, :, None].expand(-1, -1, frames, -1, -1)
+        return self.transformer(
+            hidden_states=torch.cat([latent_BCFHW, padding_B1FHW.to(latent_BCFHW)], dim=1),
+            timestep=c_noise_B,
+            encoder_hidden_states=text_BTD.to(latent_BCFHW.dtype),
+            fps=fps,
+            return_dict=False,
+        )[0]

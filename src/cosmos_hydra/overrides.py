@@ -1,0 +1,179 @@
+"""What the user typed: free text made safe for Hydra's grammar, and mistakes explained.
+
+Commas, quotes and parentheses mean something in an override, so `data.prompt=a, b` would be an
+error, or with `-m` two silent jobs. Values of free-text keys are therefore quoted before Hydra
+sees them, and are never sweep lists.
+"""
+
+import difflib
+import re
+from collections.abc import Iterable
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+
+from hydra.errors import MissingConfigException, OverrideParseException
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    InterpolationResolutionError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+    ValidationError,
+)
+
+from cosmos_hydra.config import Config
+from cosmos_hydra.errors import ConfigError
+
+TEXT_KEYS = {"data.prompt", "generate.prompt", "generate.negative_prompt"}
+PATH_KEYS = {
+    "checkpoint",
+    "data.captions",
+    "data.path",
+    "data.source",
+    "generate.out",
+    "generate.prompt_file",
+    "model.text_encoder.path",
+    "model.tokenizer.path",
+    "model.weights.path",
+    "paths.runs",
+    "paths.samples",
+    "resume.path",
+}
+OVERRIDE = re.compile(r"(?P<prefix>\+{0,2})(?P<key>[A-Za-z_][\w./@-]*)=(?P<value>.*)", re.DOTALL)
+
+
+def quote_free_text(arguments: list[str]) -> list[str]:
+    """Return the arguments with the values of free-text keys in Hydra quotes.
+
+    A value that is already in quotes, empty or `null` stays as typed. In prompts `${` is
+    text; in paths it stays an interpolation.
+    """
+    return [_quoted(argument) for argument in arguments]
+
+
+def _quoted(argument: str) -> str:
+    match = OVERRIDE.fullmatch(argument)
+    if not match or match["key"] not in TEXT_KEYS | PATH_KEYS:
+        return argument
+    value = match["value"]
+    if value in ("", "null") or _is_quoted(value):
+        return argument
+    if match["key"] in TEXT_KEYS:
+        value = value.replace("${", "\\${")
+    # Hydra's quoted strings: backslashes count only right before a quote
+    value = re.sub(r"(\\*)'", r"\1\1\\'", value)
+    value = re.sub(r"(\\+)\Z", r"\1\1", value)
+    return f"{match['prefix']}{match['key']}='{value}'"
+
+
+def _is_quoted(value: str) -> bool:
+    inside = value[1:-1]
+    return len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" and value[0] not in inside
+
+
+def typed_keys(overrides: Iterable[str]) -> set[str]:
+    """Return the config keys and groups that the overrides set."""
+    matches = (OVERRIDE.fullmatch(override) for override in overrides)
+    return {match["key"] for match in matches if match}
+
+
+def explain(error: Exception, arguments: list[str]) -> ConfigError:
+    """Return a composition error of Hydra or OmegaConf as one line, with the nearest valid name."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, (MissingConfigException, OmegaConfBaseException)):
+            break
+        if isinstance(cause, OverrideParseException):
+            break
+        cause = cause.__cause__
+    if isinstance(cause, MissingConfigException):
+        return ConfigError(_missing_option(cause))
+    if isinstance(cause, OverrideParseException):
+        return ConfigError(
+            f"{cause.override} is not a valid override; quote the value: "
+            f"'key=\"some text\"' in the shell"
+        )
+    if isinstance(cause, (ConfigAttributeError, ConfigKeyError)):
+        return ConfigError(_unknown_key(cause, arguments))
+    if isinstance(cause, ValidationError):
+        return ConfigError(_wrong_value(cause, arguments))
+    if isinstance(cause, MissingMandatoryValue):
+        key = cause.full_key or "a mandatory key"
+        return ConfigError(_missing_value(key))
+    if isinstance(cause, InterpolationResolutionError):
+        return ConfigError(_one_line(str(cause)))
+    return ConfigError(_one_line(str(error)))
+
+
+def _missing_option(error: MissingConfigException) -> str:
+    missing = str(error.missing_cfg_file)
+    group, _, option = missing.rpartition("/")
+    options = sorted(error.options or [])
+    if not options:
+        groups = "model, data, parallel, engine, optim, trainer, resume, log, experiment"
+        return f"{missing} is not a config; the groups are {groups}"
+    return f"{group}={option} does not exist; options: {', '.join(options)}{_hint(option, options, 0.4)}"
+
+
+def _unknown_key(error: ConfigAttributeError | ConfigKeyError, arguments: list[str]) -> str:
+    key = error.full_key or str(error.key)
+    argument = next((argument for argument in arguments if _names(argument, key)), key)
+    shown = argument.lstrip("+")
+    return f"{shown} is not a config key{_hint(shown.partition('=')[0], known_keys())}"
+
+
+def _wrong_value(error: ValidationError, arguments: list[str]) -> str:
+    key = error.full_key or "config"
+    shown = next((a.lstrip("+") for a in arguments if _names(a, key)), key)
+    reason = _one_line(str(error))
+    return f"{shown} has the wrong type; {reason[0].lower()}{reason[1:]}"
+
+
+def _missing_value(key: str) -> str:
+    advice = {
+        "stage": "choose stage=preprocess, post_train, generate or pipeline; "
+        "or try experiment=quickstart",
+        "data.source": "set it to the folder of your videos",
+    }
+    return f"{key} is not set; {advice.get(key, 'give it a value')}"
+
+
+def _names(argument: str, key: str) -> bool:
+    match = OVERRIDE.fullmatch(argument)
+    return bool(match) and (match["key"] == key or match["key"].endswith(f".{key}"))
+
+
+def _hint(name: str, known: list[str], cutoff: float = 0.6) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
+    if not near:
+        tails = {key.rpartition(".")[2]: key for key in known}
+        near = [tails[n] for n in difflib.get_close_matches(name.rpartition(".")[2], tails, n=1)]
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def known_keys() -> list[str]:
+    """Return every key of the schema in dotted form."""
+    def walk(section: type, prefix: str) -> list[str]:
+        found = []
+        for item in fields(section):
+            name = f"{prefix}{item.name}"
+            found.append(name)
+            if isinstance(item.type, type) and is_dataclass(item.type):
+                found.extend(walk(item.type, f"{name}."))
+        return found
+
+    return walk(Config, "")
+
+
+def _one_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines()]
+    context = ("full_key:", "object_type=", "reference_type=")
+    kept = [line for line in lines if line and not line.startswith(context)]
+    return " ".join(kept)
+
+
+def conf_folder() -> Path:
+    """Return the folder of config groups: inside an installed wheel, or in the checkout."""
+    package = Path(__file__).parent
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parent.parent / "conf"

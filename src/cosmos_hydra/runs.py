@@ -1,0 +1,53 @@
+"""Run directories and what lies in them; found by looking, never by a pointer."""
+
+from pathlib import Path
+
+MANIFEST = "manifest.json"
+
+
+def run_directory(
+    runs: str, name: str, stage: object, checkpoint: str | None, out: str | None, mode: object
+) -> str:
+    """Return where a single job writes; Hydra calls it as a resolver while composing.
+
+    `generate` from a given checkpoint writes into its output folder, so that the config of the
+    run it reads stays as it is. With `resume.mode=fresh` the first free numbered name is taken.
+    """
+    stage_name, mode_name = (getattr(item, "name", item) for item in (stage, mode))
+    if stage_name == "generate" and (checkpoint or out):
+        return str(Path(out) if out else videos_folder(Path(str(checkpoint))))
+    directory = Path(runs) / name
+    if mode_name == "fresh" and stage_name in ("post_train", "pipeline"):
+        number = 2
+        fresh = directory
+        while steps(fresh):
+            fresh = directory.with_name(f"{name}-{number}")
+            number += 1
+        return str(fresh)
+    return str(directory)
+
+
+def videos_folder(checkpoint: Path) -> Path:
+    """Return where videos of a checkpoint go: below its run, or beside a foreign folder."""
+    run = run_of(checkpoint)
+    return run / "videos" if run else checkpoint.with_name(f"{checkpoint.name}-videos")
+
+
+def run_of(checkpoint: Path) -> Path | None:
+    """Return the run directory that a run or one of its steps belongs to, or None."""
+    if steps(checkpoint):
+        return checkpoint
+    is_step = checkpoint.parent.name == "checkpoints" and (checkpoint / MANIFEST).is_file()
+    return checkpoint.parent.parent if is_step else None
+
+
+def step_folder(run: Path, step: int) -> Path:
+    """Return the folder of one checkpoint."""
+    return run / "checkpoints" / f"step_{step:06d}"
+
+
+def steps(run: Path) -> list[int]:
+    """Return the steps of the run's complete checkpoints, ascending."""
+    folders = (run / "checkpoints").glob(f"step_*/{MANIFEST}")
+    names = (folder.parent.name.removeprefix("step_") for folder in folders)
+    return sorted(int(name) for name in names if name.isdigit())

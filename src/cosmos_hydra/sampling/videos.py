@@ -1,0 +1,156 @@
+"""Make the videos of a plan: encode prompts, free the encoder, sample, decode, write.
+
+Each video is an mp4 and, written after it, a JSON with everything that decides its content and
+the command that makes it again. A video whose JSON is there is not made twice.
+"""
+
+import gc
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import cosmos_hydra
+from cosmos_hydra import files
+from cosmos_hydra.config import Config, Precision
+from cosmos_hydra.data.clips import latent_shape
+from cosmos_hydra.data.video import decode, probe, to_pixels, write_mp4
+from cosmos_hydra.diffusion.generation import Request, generate_latent
+from cosmos_hydra.engines.torch.precision import autocast_for, effective_precision
+from cosmos_hydra.errors import StageError
+from cosmos_hydra.logs import progress
+from cosmos_hydra.models.text import TextEncoder, load_text_encoder
+from cosmos_hydra.models.tokenizer import Tokenizer, load_tokenizer
+from cosmos_hydra.models.transformer import Denoiser, build_transformer
+from cosmos_hydra.sampling.requests import Video
+from cosmos_hydra.tracking.pictures import contact_sheet, save_picture
+from cosmos_hydra.weights import diffusers
+from cosmos_hydra.weights.locate import Located
+
+logger = logging.getLogger(__name__)
+
+
+def common_facts(config: Config, weights: Located, device: torch.device) -> dict[str, Any]:
+    """Return what all videos of a command share: weights, encoders, device, versions.
+
+    Raises: StageError when tokenizer or text encoder are not those of the training samples.
+    """
+    fitted = weights.checkpoint.tokenizer if weights.checkpoint else Path()
+    manifest = weights.checkpoint.manifest if weights.checkpoint else {}
+    precision = effective_precision(config.parallel.precision, device)
+    facts: dict[str, Any] = {
+        "weights_sha256": diffusers.weights_hash(weights.transformer),
+        "device": str(device),
+        "precision": precision.name,
+        "torch": torch.__version__,
+        "cosmos_hydra": cosmos_hydra.__version__,
+    }
+    loaded: dict[str, Tokenizer | TextEncoder] = {
+        "tokenizer": load_tokenizer(config.model, fitted, torch.device("cpu")),
+        "text_encoder": load_text_encoder(config.model, torch.device("cpu")),
+    }
+    for name, part in loaded.items():
+        facts[name] = part.identity
+        trained_with = manifest.get(name)
+        if trained_with and trained_with != part.identity:
+            raise StageError(
+                f"model.{name}.path is not the {name} of the training samples; "
+                f"set it to the one they were made with"
+            )
+    return facts
+
+
+def make_videos(
+    config: Config, weights: Located, videos: list[Video], out: Path, device: torch.device
+) -> list[Path]:
+    """Make what is missing and return the paths of all videos; draw a contact sheet of them."""
+    missing = [video for video in videos if not (out / f"{video.stem}.json").is_file()]
+    if len(missing) < len(videos):
+        logger.info(f"{len(videos) - len(missing)} of {len(videos)} videos are there already")
+    if missing:
+        texts = _encode(config, missing, device)
+        _sample(config, weights, missing, texts, out, device)
+    paths = [out / f"{video.stem}.mp4" for video in videos]
+    rows = [
+        (f"{video.prompt} (seed {video.seed})", _read(path))
+        for video, path in zip(videos, paths, strict=True)
+    ]
+    save_picture(contact_sheet(rows), out / "contact_sheet.png")
+    return paths
+
+
+def _encode(
+    config: Config, videos: list[Video], device: torch.device
+) -> dict[str, torch.Tensor]:
+    prompts = dict.fromkeys(video.prompt for video in videos)
+    if config.generate.negative_prompt:
+        prompts[config.generate.negative_prompt] = None
+    encoder = load_text_encoder(config.model, device)
+    texts = {prompt: encoder.encode(prompt).embedding_TD for prompt in prompts}
+    del encoder
+    gc.collect()
+    return texts
+
+
+def _sample(
+    config: Config,
+    weights: Located,
+    videos: list[Video],
+    texts: dict[str, torch.Tensor],
+    out: Path,
+    device: torch.device,
+) -> None:
+    precision = config.parallel.precision
+    autocast = autocast_for(precision, device)
+    denoiser = _load_denoiser(config, weights, device, effective_precision(precision, device))
+    fitted = weights.checkpoint.tokenizer if weights.checkpoint else Path()
+    tokenizer = load_tokenizer(config.model, fitted, device)
+    shape = latent_shape(config.data, config.model.latent_channels)
+    negative = config.generate.negative_prompt
+    with progress("generate", len(videos) * config.generate.steps, "steps") as bar:
+        for video in videos:
+            request = Request(
+                text_TD=texts[video.prompt],
+                negative_TD=texts[negative] if negative else None,
+                shape_CFHW=shape,
+                fps=video.facts["fps"],
+                seed=video.seed,
+                steps=config.generate.steps,
+                guidance=config.generate.guidance,
+                sampler=config.generate.sampler,
+            )
+            sigma_data = config.model.objective.sigma_data
+            latent_CFHW = generate_latent(
+                denoiser, request, sigma_data, device, autocast, on_step=bar.advance
+            )
+            frames_FHWC = to_pixels(tokenizer.decode(latent_CFHW[None])[0])
+            files.write_with(
+                out / f"{video.stem}.mp4",
+                lambda path, frames=frames_FHWC: write_mp4(path, frames, request.fps),
+            )
+            sidecar = {**video.facts, "command": video.command}
+            files.write_json(out / f"{video.stem}.json", sidecar)
+
+
+def _load_denoiser(
+    config: Config, weights: Located, device: torch.device, precision: Precision
+) -> Denoiser:
+    transformer = build_transformer(config.model)
+    diffusers.load_transformer(transformer, weights.transformer)
+    if precision is Precision.bf16:
+        transformer.to(torch.bfloat16)
+        # small, and summed over three axes before it is normalised
+        transformer.learnable_pos_embed.float()
+    return Denoiser(transformer).requires_grad_(False).eval().to(device)
+
+
+def _read(path: Path) -> np.ndarray:
+    return decode(path, list(range(probe(path).num_frames))).numpy()
+
+
+def read_sidecar(path: Path) -> dict[str, Any]:
+    """Return the facts and the command of a video."""
+    return dict(json.loads(path.with_suffix(".json").read_text()))

@@ -1,0 +1,39 @@
+"""generate: prompts to videos, from a run, one of its steps, or a diffusers folder."""
+
+import logging
+from pathlib import Path
+
+from cosmos_hydra import runs
+from cosmos_hydra.config import Config, Stage
+from cosmos_hydra.engines.torch.device import pick_device
+from cosmos_hydra.errors import ConfigError
+from cosmos_hydra.job import Job
+from cosmos_hydra.sampling.requests import adopt, collect_prompts, plan_videos
+from cosmos_hydra.sampling.videos import common_facts, make_videos
+from cosmos_hydra.tracking import metrics
+from cosmos_hydra.tracking.pictures import draw_overview
+from cosmos_hydra.weights.locate import locate
+
+logger = logging.getLogger(__name__)
+
+
+def run(config: Config, job: Job) -> list[Path]:
+    """Make the videos that are not there yet and return the paths of all."""
+    if config.checkpoint is None and not runs.steps(job.directory):
+        raise ConfigError("checkpoint=null; set it to a run, a step of a run or a diffusers folder")
+    weights = locate(config.checkpoint or str(job.directory), "checkpoint")
+    config = adopt(config, job.typed, weights)
+    prompts = collect_prompts(config, weights)
+    device = pick_device(config.engine.device)
+    is_own_folder = config.stage is Stage.generate and config.checkpoint is not None
+    out = job.directory if is_own_folder else Path(config.generate.out or job.directory / "videos")
+    logger.info(f"generating with {weights} on {device}: {len(prompts)} prompts, into {out}")
+    videos = plan_videos(config, prompts, weights, common_facts(config, weights, device), out)
+    paths = make_videos(config, weights, videos, out, device)
+    for path in paths:
+        logger.info(f"video: {path}")
+    logger.info(f"picture: {out / 'contact_sheet.png'}")
+    if out == job.directory / "videos":
+        rows = metrics.read(job.directory / "metrics.jsonl")
+        logger.info(f"picture: {draw_overview(job.directory, rows)}")
+    return paths

@@ -1,0 +1,22 @@
+"""preprocess: raw videos to samples on disk."""
+
+import logging
+
+from cosmos_hydra.config import Config, Stage
+from cosmos_hydra.data.clips import HELD_OUT, TRAIN
+from cosmos_hydra.data.prepare import prepare
+from cosmos_hydra.engines.torch.device import pick_device
+from cosmos_hydra.job import Job
+
+logger = logging.getLogger(__name__)
+
+
+def run(config: Config, job: Job) -> int:
+    """Make the samples that data.path lacks and return their number."""
+    device = pick_device(config.engine.device)
+    store = prepare(config, device)
+    train, held_out = len(store.splits[TRAIN]), len(store.splits[HELD_OUT])
+    logger.info(f"samples: {store.layout.folder}, {train} to train on, {held_out} held out")
+    if config.stage is Stage.preprocess:
+        logger.info(f"next: {job.command(stage='post_train')}")
+    return train + held_out
