@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator
 
-from cosmos_hydra.config import Config, Stage, TextEncoderKind, TokenizerKind
+from cosmos_hydra.config import Config, SampleFormat, Stage, TextEncoderKind, TokenizerKind
 
 SPATIAL_FACTOR = 8  # pixels of a latent cell, both tokenizers
 TEMPORAL_FACTOR = 8  # frames of a latent frame after the first
+NEMO_TOKENS = 512  # rows of a text embedding in the NeMo data module's files
 
 
 def settle(config: Config) -> list[str]:
@@ -128,6 +129,11 @@ def _model(config: Config) -> Iterator[str]:
             f"to the folder of the diffusers transformer"
         )
     encodes = Stage.preprocess in stages
+    if encodes and config.data.format is SampleFormat.nemo and model.text_tokens != NEMO_TOKENS:
+        yield (
+            f"data.format=nemo holds texts of {NEMO_TOKENS} tokens but model.text_tokens="
+            f"{model.text_tokens}; set model.text_tokens={NEMO_TOKENS}"
+        )
     if encodes and model.tokenizer.kind is TokenizerKind.cosmos and not model.tokenizer.path:
         yield (
             "model.tokenizer.path=null but the cosmos tokenizer needs its weights; set it to the "

@@ -144,7 +144,7 @@ class ModelConfig:
     mlp_ratio: float = 4.0
     # rank of the adaLN-LoRA modulation
     adaln_lora_dim: int = MISSING
-    # tokens of a text embedding
+    # tokens of a text embedding, longer captions are cut with a warning
     text_tokens: int = 512
     # channels of a text embedding
     text_dim: int = 1024

@@ -157,6 +157,11 @@ def _encode_captions(
     with progress("encode text", len(captions), "captions") as bar:
         for caption in captions:
             texts[caption] = encoder.encode(caption)
+            if texts[caption].mask_T.all():
+                logger.warning(
+                    f"caption fills all {config.model.text_tokens} tokens and may be cut: "
+                    f"{caption[:60]}..."
+                )
             bar.advance()
     identity = encoder.identity
     del encoder

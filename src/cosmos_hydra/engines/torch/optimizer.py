@@ -17,6 +17,7 @@ def build_optimizer(module: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
         betas=(beta1, beta2),
         eps=optim.eps,
         weight_decay=optim.weight_decay,
+        fused=True,
     )
 
 

@@ -1,0 +1,96 @@
+"""Shared fixtures: the command line called in-process, and one small prepared data set.
+
+Tests on real videos read their folder from COSMOS_HYDRA_TEST_DATA and skip without it.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from cosmos_hydra.main import main
+
+# a pipeline of seconds: 6 rendered videos of 17 frames, clips of 9 frames, latents 2x6x8
+SMALL = (
+    "data.synthetic.num_videos=6",
+    "data.synthetic.frames=17",
+    "data.synthetic.height=48",
+    "data.synthetic.width=64",
+    "data.height=48",
+    "data.width=64",
+    "data.frames=9",
+    "data.chunks_per_video=2",
+    "model.num_layers=2",
+    "model.text_tokens=16",
+    "trainer.max_steps=4",
+    "trainer.global_batch_size=2",
+    "trainer.micro_batch_size=2",
+    "trainer.save_every=2",
+    "trainer.validate_every=2",
+    "trainer.validation_samples=2",
+    "trainer.validation_sigmas=2",
+    "trainer.preview_every=0",
+    "trainer.preview_steps=2",
+    "generate.steps=2",
+    "generate.max_captions=1",
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left: exit code and what it printed."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
+Command = Callable[..., Outcome]
+
+
+@pytest.fixture
+def command(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Command:
+    """Run `cosmos-hydra` in this process, as typed in a shell, in the folder `cwd`."""
+
+    def run(*arguments: str, cwd: Path) -> Outcome:
+        monkeypatch.chdir(cwd)
+        monkeypatch.setattr(sys, "argv", ["cosmos-hydra", *arguments])
+        capfd.readouterr()
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        captured = capfd.readouterr()
+        return Outcome(code, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def small_samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder in which `stage=preprocess` with SMALL has run; do not write into it."""
+    folder = tmp_path_factory.mktemp("small")
+    before = Path.cwd(), sys.argv
+    os.chdir(folder)
+    sys.argv = ["cosmos-hydra", "stage=preprocess", *SMALL]
+    try:
+        main()
+    finally:
+        os.chdir(before[0])
+        sys.argv = before[1]
+    return folder
+
+
+@pytest.fixture(scope="session")
+def real_videos() -> Path:
+    """Return the folder of real robot videos, or skip."""
+    folder = os.environ.get("COSMOS_HYDRA_TEST_DATA")
+    if not folder:
+        pytest.skip("COSMOS_HYDRA_TEST_DATA is not set")
+    return Path(folder)
