@@ -26,9 +26,10 @@ def settle(config: Config) -> list[str]:
 
 def check(config: Config) -> list[str]:
     """Return every problem as one line `key=value what is wrong; what would be right`."""
+    wrong_axes = list(_axes(config))
     return [
         *_ranges(config),
-        *_clip(config),
+        *(wrong_axes or _clip(config)),
         *_model(config),
         *_sources(config),
     ]
@@ -53,6 +54,10 @@ def _ranges(config: Config) -> Iterator[str]:
         "log.every": config.log.every,
         "model.num_layers": config.model.num_layers,
         "model.num_heads": config.model.num_heads,
+        "model.adaln_lora_dim": config.model.adaln_lora_dim,
+        "model.text_tokens": config.model.text_tokens,
+        "model.text_dim": config.model.text_dim,
+        "model.latent_channels": config.model.latent_channels,
     }
     for key, value in at_least_1.items():
         if value < 1:
@@ -97,6 +102,13 @@ def _ranges(config: Config) -> Iterator[str]:
             f"optim.warmup_steps={config.optim.warmup_steps} is not below "
             f"trainer.max_steps={config.trainer.max_steps}; lower it"
         )
+
+
+def _axes(config: Config) -> Iterator[str]:
+    for key in ("patch_size", "max_size", "rope_scale"):
+        sizes = getattr(config.model, key)
+        if len(sizes) != 3 or not all(size > 0 for size in sizes):
+            yield f"model.{key}={sizes} is wrong; three numbers above 0: time, height, width"
 
 
 def _clip(config: Config) -> Iterator[str]:
@@ -147,6 +159,12 @@ def _model(config: Config) -> Iterator[str]:
 
 
 def _sources(config: Config) -> Iterator[str]:
+    if not config.name:
+        yield "name= is empty; it is the folder of the run below paths.runs"
+    for key in ("height", "width"):
+        size = getattr(config.data.synthetic, key)
+        if size < 16 or size % 2:
+            yield f"data.synthetic.{key}={size} is too small or odd; even and at least 16"
     if config.engine.name != "torch":
         yield f"engine.name={config.engine.name} does not exist; use torch"
     if config.stage is Stage.pipeline:

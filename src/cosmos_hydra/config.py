@@ -5,6 +5,7 @@ objects, and nothing past `main.py` sees OmegaConf. Cross-checks are in `checks.
 The comment above a field is its documentation: meaning, unit, special values.
 """
 
+import re
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import Any, Optional
@@ -174,10 +175,14 @@ class ModelConfig:
 class SyntheticConfig:
     # videos to render; each shows one view of one motion
     num_videos: int = 32
+    # cameras to render from, in turn: front, left, right, above
+    views: list[str] = field(default_factory=lambda: ["front", "left", "right", "above"])
+    # what the arm does, in turn: wave, reach, lift, turn
+    motions: list[str] = field(default_factory=lambda: ["wave", "reach", "lift", "turn"])
     # frames of a video
-    frames: int = 33
+    frames: int = 49
     # frames per second of a video
-    fps: float = 12.0
+    fps: float = 24.0
     # picture height of a video, pixels
     height: int = 96
     # picture width of a video, pixels
@@ -370,9 +375,11 @@ def register() -> None:
 def load(composed: DictConfig) -> Config:
     """Return plain objects with every interpolation resolved.
 
-    Raises: omegaconf errors for a mandatory value that is missing or cannot be resolved.
+    Raises: omegaconf errors for an unknown key, or a value that is missing or does not resolve.
     """
-    config = OmegaConf.to_object(composed)
+    # `+key=value` adds keys that the schema lacks; a fresh schema refuses them
+    values = OmegaConf.to_container(composed, resolve=False)
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), values))
     assert isinstance(config, Config)
     return config
 
@@ -403,7 +410,8 @@ def from_dict(values: dict[str, Any]) -> Config:
 
 def _escaped(value: Any) -> Any:
     if isinstance(value, str):
-        return value.replace("${", "\\${")
+        # OmegaConf halves the backslashes before `${` and takes the last one as the escape
+        return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
     if isinstance(value, dict):
         return {key: _escaped(part) for key, part in value.items()}
     if isinstance(value, list):

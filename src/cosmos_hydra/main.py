@@ -60,7 +60,8 @@ def task(composed: DictConfig) -> object:
     hydra_config = HydraConfig.get()
     job = Job(
         directory=_shown(Path(hydra_config.runtime.output_dir)),
-        overrides=tuple(hydra_config.overrides.task),
+        # as typed: `${` in them belongs to the config, not to Hydra's list of overrides
+        overrides=tuple(OmegaConf.to_container(hydra_config.overrides.task, resolve=False)),
     )
     try:
         return run_stages(_load(composed), job)
@@ -100,9 +101,18 @@ def report(error: CosmosError) -> int:
     return error.exit_code
 
 
+def help_text() -> str:
+    """Return what `--help` prints; Hydra's way there lists every group first, which takes long."""
+    page = OmegaConf.load(conf_folder() / "hydra/help/cosmos.yaml")
+    return str(OmegaConf.create({"hydra": {"help": page}}).hydra.help.template)
+
+
 def main() -> None:
     """Run the command line; ends with exit code 0, 1, 2, 75 or 130."""
     arguments = sys.argv[1:]
+    if arguments in (["--help"], ["-h"]):
+        sys.stdout.write(help_text())
+        return
     sys.argv[1:] = quote_free_text(arguments)
     schema.register()
     OmegaConf.register_new_resolver("run_directory", run_directory, replace=True)

@@ -21,7 +21,7 @@ from omegaconf.errors import (
     ValidationError,
 )
 
-from cosmos_hydra.config import Config
+from cosmos_hydra.config import Config, Stage
 from cosmos_hydra.errors import ConfigError
 
 TEXT_KEYS = {"data.prompt", "generate.prompt", "generate.negative_prompt"}
@@ -58,17 +58,31 @@ def _quoted(argument: str) -> str:
     value = match["value"]
     if value in ("", "null") or _is_quoted(value):
         return argument
-    if match["key"] in TEXT_KEYS:
-        value = value.replace("${", "\\${")
+    return f"{match['prefix']}{match['key']}={_in_quotes(value, match['key'] in TEXT_KEYS)}"
+
+
+def _in_quotes(value: str, is_text: bool) -> str:
+    if is_text:
+        # OmegaConf halves the backslashes before `${` and takes the last one as the escape
+        value = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
     # Hydra's quoted strings: backslashes count only right before a quote
     value = re.sub(r"(\\*)'", r"\1\1\\'", value)
     value = re.sub(r"(\\+)\Z", r"\1\1", value)
-    return f"{match['prefix']}{match['key']}='{value}'"
+    return f"'{value}'"
+
+
+def as_typed(text: str) -> str:
+    """Return what to type for a free-text key so that it gets this text."""
+    return _in_quotes(text, is_text=True) if text in ("", "null") or text[0] in "'\"" else text
 
 
 def _is_quoted(value: str) -> bool:
-    inside = value[1:-1]
-    return len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" and value[0] not in inside
+    """Return whether the first quote that no backslash escapes is the last character."""
+    if value[0] not in "'\"":
+        return False
+    quotes = re.finditer(rf"(\\*){value[0]}", value[1:])
+    ends = [match.end() for match in quotes if len(match[1]) % 2 == 0]
+    return ends[:1] == [len(value) - 1]
 
 
 def typed_keys(overrides: Iterable[str]) -> set[str]:
@@ -89,20 +103,28 @@ def explain(error: Exception, arguments: list[str]) -> ConfigError:
     if isinstance(cause, MissingConfigException):
         return ConfigError(_missing_option(cause))
     if isinstance(cause, OverrideParseException):
-        return ConfigError(
-            f"{cause.override} is not a valid override; quote the value: "
-            f"'key=\"some text\"' in the shell"
-        )
+        return ConfigError(_no_override(str(cause.override)))
     if isinstance(cause, (ConfigAttributeError, ConfigKeyError)):
         return ConfigError(_unknown_key(cause, arguments))
     if isinstance(cause, ValidationError):
-        return ConfigError(_wrong_value(cause, arguments))
+        return ConfigError(_wrong_value(cause, arguments, "has the wrong type"))
     if isinstance(cause, MissingMandatoryValue):
         key = cause.full_key or "a mandatory key"
         return ConfigError(_missing_value(key))
     if isinstance(cause, InterpolationResolutionError):
-        return ConfigError(_one_line(str(cause)))
+        return ConfigError(_wrong_value(cause, arguments, "does not resolve"))
+    ambiguous = re.search(r"Ambiguous value for argument '(.*?)'\n", str(error), re.DOTALL)
+    if ambiguous:
+        return ConfigError(f"{ambiguous[1]} holds several values; add -m to run a job for each")
     return ConfigError(_one_line(str(error)))
+
+
+def _no_override(typed: str) -> str:
+    if "=" in typed or typed.startswith("~"):
+        return f"{typed} is not a valid override; quote the value: 'key=\"some text\"' in the shell"
+    stages = [stage.name for stage in Stage]
+    advice = f"did you mean stage={typed}?" if typed in stages else "write key=value"
+    return f"{typed} has no value; {advice}"
 
 
 def _missing_option(error: MissingConfigException) -> str:
@@ -110,8 +132,7 @@ def _missing_option(error: MissingConfigException) -> str:
     group, _, option = missing.rpartition("/")
     options = sorted(error.options or [])
     if not options:
-        groups = "model, data, parallel, engine, optim, trainer, resume, log, experiment"
-        return f"{missing} is not a config; the groups are {groups}"
+        return f"{missing} is not a config; the groups are {', '.join(groups())}"
     return f"{group}={option} does not exist; options: {', '.join(options)}{_hint(option, options, 0.4)}"
 
 
@@ -119,14 +140,15 @@ def _unknown_key(error: ConfigAttributeError | ConfigKeyError, arguments: list[s
     key = error.full_key or str(error.key)
     argument = next((argument for argument in arguments if _names(argument, key)), key)
     shown = argument.lstrip("+")
-    return f"{shown} is not a config key{_hint(shown.partition('=')[0], known_keys())}"
+    known = [*groups(), *known_keys()]
+    return f"{shown} is not a config key{_hint(shown.partition('=')[0], known)}"
 
 
-def _wrong_value(error: ValidationError, arguments: list[str]) -> str:
+def _wrong_value(error: OmegaConfBaseException, arguments: list[str], what: str) -> str:
     key = error.full_key or "config"
     shown = next((a.lstrip("+") for a in arguments if _names(a, key)), key)
     reason = _one_line(str(error))
-    return f"{shown} has the wrong type; {reason[0].lower()}{reason[1:]}"
+    return f"{shown} {what}; {reason[0].lower()}{reason[1:]}"
 
 
 def _missing_value(key: str) -> str:
@@ -149,6 +171,11 @@ def _hint(name: str, known: list[str], cutoff: float = 0.6) -> str:
         tails = {key.rpartition(".")[2]: key for key in known}
         near = [tails[n] for n in difflib.get_close_matches(name.rpartition(".")[2], tails, n=1)]
     return f"; did you mean {near[0]}?" if near else ""
+
+
+def groups() -> list[str]:
+    """Return the names of the config groups."""
+    return sorted({file.parent.name for file in conf_folder().glob("*/*.yaml")})
 
 
 def known_keys() -> list[str]:

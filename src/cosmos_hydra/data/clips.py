@@ -13,7 +13,8 @@ from cosmos_hydra.seeds import numpy_generator, seed_of
 TRAIN, HELD_OUT = "train", "held_out"
 FEW_VIDEOS = 5  # below this no whole video is held out
 HELD_OUT_TAIL = 0.15  # share of each of few videos that is held out
-TIME_TOLERANCE_S = 1e-4  # rounding of time stamps in containers
+# Matroska rounds time stamps to 1 ms, decord's single precision to 0.5 ms after two hours
+TIME_TOLERANCE_S = 2e-3
 
 
 def latent_shape(data: DataConfig, channels: int) -> tuple[int, int, int, int]:
@@ -70,7 +71,7 @@ class ClipPlanner:
             return whole
         if len(infos) < FEW_VIDEOS:
             return {name: self._with_tail(info) for name, info in infos.items()}
-        num_held_out = max(1, round(len(infos) * self.held_out))
+        num_held_out = min(max(1, round(len(infos) * self.held_out)), len(infos) - 1)
         # by hash, so that a new video moves few others
         ranked = sorted(infos, key=lambda name: seed_of(self.seed, "held_out", name))
         for name in ranked[:num_held_out]:

@@ -152,7 +152,11 @@ def settings(config: Config) -> dict[str, Any]:
     tokenizer: dict[str, Any] = {"kind": model.tokenizer.kind.name}
     if model.tokenizer.kind is TokenizerKind.cosmos and model.tokenizer.path:
         tokenizer |= folder_identity(Path(model.tokenizer.path).expanduser())
-    text: dict[str, Any] = {"kind": model.text_encoder.kind.name, "tokens": model.text_tokens}
+    text: dict[str, Any] = {
+        "kind": model.text_encoder.kind.name,
+        "tokens": model.text_tokens,
+        "dim": model.text_dim,
+    }
     if model.text_encoder.kind is TextEncoderKind.t5 and model.text_encoder.path:
         text |= folder_identity(Path(model.text_encoder.path).expanduser())
     return {"data": data, "tokenizer": tokenizer, "text_encoder": text}

@@ -45,7 +45,11 @@ def prepare(config: Config, device: torch.device) -> SampleStore:
     inventory = take_inventory(config)
     for line in messages(config, inventory):
         logger.info(line)
-    plan = {"settings": settings(config), "videos": inventory.hashes}
+    videos = {
+        name: {"sha256": inventory.hashes[name], "caption": episode.caption}
+        for name, episode in inventory.episodes.items()
+    }
+    plan = {"settings": settings(config), "videos": videos}
     if _is_done(layout, plan):
         logger.info(f"samples in {layout.folder} are up to date")
         return open_store(config.data.path)
@@ -54,6 +58,8 @@ def prepare(config: Config, device: torch.device) -> SampleStore:
     texts, text_identity = _encode_captions(config, inventory, device)
     ids = {clip: str(number) for number, clip in enumerate(inventory.clips)}
     _encode_clips(config, inventory, layout, tokenizer, texts, ids)
+    if len(inventory.episodes) < len(videos):
+        logger.info(inventory.summary())
     manifest = {
         "format_version": FORMAT_VERSION,
         "settings": plan["settings"],
@@ -87,19 +93,14 @@ def _is_done(layout: Layout, plan: dict[str, Any]) -> bool:
     for path, is_complete in ((layout.manifest, True), (layout.beside("plan.json"), False)):
         if not path.is_file():
             continue
-        old = json.loads(path.read_text())
-        videos = {
-            name: video["sha256"] if isinstance(video, dict) else video
-            for name, video in old["videos"].items()
-        }
-        # a video that failed while it was encoded is not in the manifest
-        wanted = {
-            name: digest
-            for name, digest in plan["videos"].items()
-            if name not in old.get("failed", {})
-        }
-        changes = difference(old["settings"], plan["settings"])
-        changes += [f"video {name}" for name in sorted(set(videos.items()) ^ set(wanted.items()))]
+        try:
+            old = json.loads(path.read_text())
+            changes = difference(old["settings"], plan["settings"])
+            changes += _changed_videos(old, plan)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StageError(
+                f"{path} is damaged; remove {layout.folder} and preprocess again"
+            ) from error
         if changes:
             shown = ", ".join(changes[:4]) + (", ..." if len(changes) > 4 else "")
             raise StageError(
@@ -112,6 +113,20 @@ def _is_done(layout: Layout, plan: dict[str, Any]) -> bool:
             f"data.path={layout.folder} is not empty and not ours; choose another data.path"
         )
     return False
+
+
+def _changed_videos(old: dict[str, Any], plan: dict[str, Any]) -> list[str]:
+    """Return a text for every video that is new, gone or has other content or another caption."""
+    before = {name: (video["sha256"], video["caption"]) for name, video in old["videos"].items()}
+    # a video that failed while it was encoded is not in the manifest
+    failed = old.get("failed", {})
+    now = {
+        name: (video["sha256"], video["caption"])
+        for name, video in plan["videos"].items()
+        if name not in failed
+    }
+    names = sorted(before.keys() | now.keys())
+    return [f"video {name}" for name in names if before.get(name) != now.get(name)]
 
 
 def read_clip(config: Config, inventory: Inventory, clip: Clip) -> tuple[torch.Tensor, dict]:
@@ -132,7 +147,13 @@ def _tokenizer(
             generator = numpy_generator(config.data.seed, "tokenizer")
             chosen = generator.choice(len(clips), limit, replace=False)
             clips = [clips[index] for index in sorted(chosen)]
-        ToyTokenizer.fit(_pixels(config, inventory, clips), config.data.seed).save(layout.tokenizer)
+        fitted = ToyTokenizer.fit(_pixels(config, inventory, clips), config.data.seed)
+        if not fitted.tensors:
+            raise StageError(
+                f"data.source={config.data.source} has no training clip that can be decoded; "
+                f"replace the damaged videos"
+            )
+        fitted.save(layout.tokenizer)
     return load_tokenizer(config.model, layout.tokenizer, device)
 
 
@@ -178,6 +199,8 @@ def _encode_clips(
     ids: dict[Clip, str],
 ) -> None:
     writer = SampleWriter(layout)
+    for leftover in layout.folder.glob(f".*{files.TEMPORARY_SUFFIX}*"):
+        leftover.unlink()  # of a killed run; the NeMo reader would take it for a sample
     clips = [clip for clip in inventory.clips if not layout.info(ids[clip]).is_file()]
     done = len(inventory.clips) - len(clips)
     if done:

@@ -9,12 +9,14 @@ info.json is written last: a sample without it does not count.
 
 import hashlib
 import json
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from cosmos_hydra import files
@@ -24,6 +26,16 @@ from cosmos_hydra.errors import StageError
 from cosmos_hydra.models.text import TextEmbedding
 
 FORMAT_VERSION = 1
+# what readers of JSON, safetensors and pickle files raise for a damaged one
+DAMAGE = (
+    ValueError,
+    KeyError,
+    TypeError,
+    RuntimeError,
+    EOFError,
+    SafetensorError,
+    pickle.UnpicklingError,
+)
 
 
 @dataclass(frozen=True)
@@ -133,22 +145,21 @@ class SampleStore:
         """Return one sample. Raises: StageError naming the file that is missing or damaged."""
         try:
             return self._load(sample_id)
-        except (OSError, ValueError, KeyError, RuntimeError, EOFError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        except (OSError, ValueError, KeyError) as error:
             raise StageError(
-                f"data.path={self.layout.folder} sample {sample_id} cannot be read ({reason}); "
+                f"data.path={self.layout.folder} sample {sample_id} cannot be read ({error}); "
                 f"remove the folder and preprocess again"
             ) from error
 
     def _load(self, sample_id: str) -> Sample:
-        info = json.loads(self.layout.info(sample_id).read_text())
+        info = _read(self.layout.info(sample_id), lambda path: dict(json.loads(path.read_text())))
         folder = self.layout.folder
         if self.layout.format is SampleFormat.nemo:
-            latent_CFHW = _load_pth(folder / f"{sample_id}.video_latent.pth")
-            text_TD = _load_pth(folder / f"{sample_id}.t5_text_embeddings.pth")
+            latent_CFHW = _read(folder / f"{sample_id}.video_latent.pth", _load_pth)
+            text_TD = _read(folder / f"{sample_id}.t5_text_embeddings.pth", _load_pth)
         else:
             latent = folder / f"{sample_id}.video_latent.safetensors"
-            latent_CFHW = load_file(latent)["video_latent"]
+            latent_CFHW = _read(latent, lambda path: load_file(path)["video_latent"])
             text_TD = self._text(info["text"])
         return Sample(
             id=sample_id,
@@ -164,14 +175,22 @@ class SampleStore:
             path = (self.layout.folder / name).resolve()
             if not path.is_relative_to(self.layout.folder.resolve()):
                 raise ValueError(f"text file {name} lies outside the folder")
-            self._texts[name] = load_file(path)["t5_text_embeddings"]
+            self._texts[name] = _read(path, lambda path: load_file(path)["t5_text_embeddings"])
         return self._texts[name]
+
+
+def _read(path: Path, read: Callable[[Path], Any]) -> Any:
+    """Return what `read` makes of a file. Raises: ValueError or OSError naming it."""
+    try:
+        return read(path)
+    except DAMAGE as error:
+        raise ValueError(f"{path.name} is damaged") from error
 
 
 def _load_pth(path: Path) -> torch.Tensor:
     tensor = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(tensor, torch.Tensor):
-        raise ValueError(f"{path.name} holds no tensor")
+        raise TypeError("no tensor")
     return tensor
 
 

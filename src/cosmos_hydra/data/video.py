@@ -4,19 +4,30 @@ Legend: F frames, H W picture height/width, C = 3 colour channels. Pixels are ui
 tokenizer asks for [-1, 1].
 """
 
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
-import decord
 import numpy as np
 import torch
 
 from cosmos_hydra.config import Fit
+from cosmos_hydra.data.decoder import decord
 
 VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"}
 FRAMES_AT_ONCE = 16  # keeps the float copy of a resize small
+DECODER_ERRORS = (decord.DECORDError, RuntimeError, IndexError, StopIteration, av.FFmpegError)
+# words in the decoders' messages, and what they mean to a user
+REASONS = {
+    "avcodec_send_packet": "damaged frames",
+    "threaded_decoder.cc": "damaged frames",
+    "filter_graph.cc": "damaged frames",
+    "broken metadata": "number of frames unknown",
+    "Invalid data": "no video file, or cut off",
+}
 
 
 class UnreadableVideo(Exception):
@@ -51,13 +62,14 @@ def probe(path: Path) -> VideoInfo:
     """
     reader = _open(path)
     try:
-        height, width, _ = reader[0].shape
-        start_s = reader.get_frame_timestamp(range(len(reader)))[:, 0]
-    except (decord.DECORDError, RuntimeError, IndexError) as error:
+        _, height, width, _ = _read_forward(path, [0]).shape
+        start_s = _start_times(reader)
+    except DECODER_ERRORS as error:
         raise UnreadableVideo(_reason(error)) from error
-    return VideoInfo(
-        len(reader), float(reader.get_avg_fps()), height, width, np.asarray(start_s, np.float64)
-    )
+    fps = float(reader.get_avg_fps())
+    if start_s is None:
+        start_s = np.arange(len(reader)) / fps
+    return VideoInfo(len(reader), fps, height, width, start_s)
 
 
 def decode(path: Path, frame_indices: list[int]) -> torch.Tensor:
@@ -67,17 +79,63 @@ def decode(path: Path, frame_indices: list[int]) -> torch.Tensor:
     """
     reader = _open(path)
     try:
-        return torch.from_numpy(reader.get_batch(frame_indices).asnumpy())
-    except (decord.DECORDError, RuntimeError, IndexError) as error:
+        if _seeks_exactly(path, reader):
+            # it fails on narrow videos (dmlc/decord issue 336), now and then on sound HEVC
+            with suppress(decord.DECORDError):
+                return torch.from_numpy(reader.get_batch(frame_indices).asnumpy())
+        return torch.from_numpy(_read_forward(path, frame_indices))
+    except DECODER_ERRORS as error:
         raise UnreadableVideo(_reason(error)) from error
 
 
-def _open(path: Path) -> decord.VideoReader:
+def _seeks_exactly(path: Path, reader: Any) -> bool:
+    """Return whether decord finds the frames behind a key frame.
+
+    It numbers key frames in decoding order. Where frames shown earlier are decoded later (open
+    GOPs: the default of x265, MPEG-4 with B-frames), it lands a few frames off without a word.
+    """
+    if _start_times(reader) is None:
+        return False
+    with av.open(str(path)) as container:
+        packets = [
+            (packet.pts, packet.is_keyframe)
+            for packet in container.demux(container.streams.best("video"))
+            if packet.size
+        ]
+    shown = [is_key for _, is_key in sorted(packets, key=lambda packet: packet[0] or 0)]
+    return list(np.flatnonzero(shown)) == list(reader.get_key_indices())
+
+
+def _start_times(reader: Any) -> np.ndarray | None:
+    """Return the time each frame is shown, seconds; None if the file does not say, as some AVI."""
+    start_s = np.asarray(reader.get_frame_timestamp(range(len(reader)))[:, 0], np.float64)
+    return start_s if (np.diff(start_s) > 0).all() else None
+
+
+def _read_forward(path: Path, frame_indices: list[int]) -> np.ndarray:
+    """Return the frames asked for without decord, decoding all before them too."""
+    wanted, frames = set(frame_indices), {}
+    with av.open(str(path)) as container:
+        for index, frame in enumerate(container.decode(container.streams.best("video"))):
+            if index in wanted:
+                # turned as decord does, which follows the display matrix
+                turns = round(frame.rotation / 90)
+                frames[index] = np.rot90(frame.to_ndarray(format="rgb24"), turns)
+            if len(frames) == len(wanted):
+                return np.stack([frames[index] for index in frame_indices])
+    raise IndexError("fewer frames than announced")
+
+
+def _open(path: Path) -> Any:
     if path.stat().st_size == 0:
         raise UnreadableVideo("empty file")
     try:
-        reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
-    except (decord.DECORDError, RuntimeError) as error:
+        # asked first, since decord adds lines of its own on stderr
+        with av.open(str(path)) as container:
+            if container.streams.best("video") is None:
+                raise UnreadableVideo("no video stream")
+        reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=0)
+    except DECODER_ERRORS as error:
         raise UnreadableVideo(_reason(error)) from error
     if len(reader) == 0:
         raise UnreadableVideo("no frames")
@@ -85,6 +143,9 @@ def _open(path: Path) -> decord.VideoReader:
 
 
 def _reason(error: Exception) -> str:
+    for words, reason in REASONS.items():
+        if words in str(error):
+            return f"cannot be decoded ({reason})"
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
     return f"cannot be decoded ({text.rpartition('] ')[2][:120]})"
 

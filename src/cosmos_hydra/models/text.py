@@ -65,7 +65,7 @@ class T5TextEncoder:
 
         self.path, self.num_tokens, self.device = path, num_tokens, device
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        self.tokenizer = AutoTokenizer.from_pretrained(path)
+        self.tokenizer = AutoTokenizer.from_pretrained(_tokenizer_folder(path))
         self.encoder = (
             T5EncoderModel.from_pretrained(path, dtype=dtype, use_safetensors=True)
             .requires_grad_(False)
@@ -102,9 +102,32 @@ def load_text_encoder(model: ModelConfig, device: torch.device) -> TextEncoder:
     if not model.text_encoder.path:
         raise ConfigError("model.text_encoder.path=null; set it to the folder of the T5 encoder")
     path = Path(model.text_encoder.path).expanduser()
-    if not (path / "config.json").is_file():
+    for name in ("config.json", "*.safetensors"):
+        if not any(path.glob(name)):
+            raise ConfigError(
+                f"model.text_encoder.path={path} holds no {name}; "
+                f"it should be a folder of a T5 encoder in transformers layout"
+            )
+    encoder = T5TextEncoder(path, model.text_tokens, device)
+    dim = encoder.encoder.config.d_model
+    if dim != model.text_dim:
         raise ConfigError(
-            f"model.text_encoder.path={path} holds no config.json; "
-            f"it should be a folder of a T5 encoder in transformers layout"
+            f"model.text_encoder.path={path} gives {dim} channels but "
+            f"model.text_dim={model.text_dim}; choose an encoder that fits the model"
         )
-    return T5TextEncoder(path, model.text_tokens, device)
+    return encoder
+
+
+def _tokenizer_folder(path: Path) -> Path:
+    """Return where the T5 tokenizer lies: with the encoder, or beside it as diffusers saves it.
+
+    Without these files transformers makes up a tokenizer that knows no word.
+    """
+    folders = (path, path.parent / "tokenizer")
+    for folder in folders:
+        if any((folder / name).is_file() for name in ("tokenizer.json", "spiece.model")):
+            return folder
+    raise ConfigError(
+        f"model.text_encoder.path={path} holds no tokenizer (tokenizer.json or spiece.model), "
+        f"nor does {folders[1]}; put the files of the T5 tokenizer into one of them"
+    )

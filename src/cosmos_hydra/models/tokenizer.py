@@ -92,13 +92,19 @@ class CosmosTokenizer:
 def load_tokenizer(model: ModelConfig, fitted: Path, device: torch.device) -> Tokenizer:
     """Return the configured tokenizer; a toy one comes from the file `fitted`."""
     if model.tokenizer.kind is TokenizerKind.toy:
+        if not fitted.is_file():
+            raise ConfigError(
+                "model.tokenizer.kind=toy but there is no fitted tokenizer, it lies in a run; "
+                "use a run or a step, or model.tokenizer.kind=cosmos with model.tokenizer.path"
+            )
         return ToyTokenizer.load(fitted)
     if not model.tokenizer.path:
         raise ConfigError("model.tokenizer.path=null; set it to the folder of AutoencoderKLCosmos")
     path = Path(model.tokenizer.path).expanduser()
-    if not (path / "config.json").is_file():
-        raise ConfigError(
-            f"model.tokenizer.path={path} holds no config.json; "
-            f"it should be a folder of AutoencoderKLCosmos in diffusers layout"
-        )
+    for name in ("config.json", "*.safetensors"):
+        if not any(path.glob(name)):
+            raise ConfigError(
+                f"model.tokenizer.path={path} holds no {name}; "
+                f"it should be a folder of AutoencoderKLCosmos in diffusers layout"
+            )
     return CosmosTokenizer(path, device)

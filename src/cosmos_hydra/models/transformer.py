@@ -48,21 +48,23 @@ def initialise(transformer: nn.Module, seed: int) -> None:
     """Fill the weights for training from scratch, each a function of (seed, name).
 
     Linear layers get normal weights of variance 1/fan_in; position tables a truncated normal of
-    standard deviation 0.02; second adaLN matrices and the output projection zeros, so that every
-    block starts as the timestep embedding alone gates it and the first prediction is zero.
+    standard deviation 0.02; all that feeds a gate, and the output projection, zeros, so that every
+    block starts as the identity and the first prediction is zero (adaLN-Zero, arXiv 2212.09748).
     """
     for name, parameter in transformer.named_parameters():
-        generator = torch_generator(seed, "init", name)
-        if "pos_emb_" in name:
-            nn.init.trunc_normal_(parameter, std=POSITION_STD, generator=generator)
-        elif parameter.ndim == 1:
-            parameter.fill_(1.0)
-        elif name == "proj_out.weight" or (".norm" in name or name.startswith("norm_out")) and (
-            name.endswith("linear_2.weight")
-        ):
-            parameter.zero_()
-        else:
-            nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5, generator=generator)
+        parameter.copy_(_initial(name, parameter.shape, torch_generator(seed, "init", name)))
+
+
+def _initial(name: str, shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
+    """Return one parameter's first values, drawn on the CPU whatever the device."""
+    is_modulation = name.endswith("linear_2.weight")
+    if name == "proj_out.weight" or is_modulation:
+        return torch.zeros(shape)
+    if len(shape) == 1:
+        return torch.ones(shape)
+    if "pos_emb_" in name:
+        return nn.init.trunc_normal_(torch.empty(shape), std=POSITION_STD, generator=generator)
+    return torch.randn(shape, generator=generator) * shape[1] ** -0.5
 
 
 class Denoiser(nn.Module):

@@ -10,6 +10,8 @@ from cosmos_hydra import config as schema
 from cosmos_hydra import files
 from cosmos_hydra.config import Config
 from cosmos_hydra.errors import ConfigError
+from cosmos_hydra.job import Job
+from cosmos_hydra.overrides import as_typed
 from cosmos_hydra.weights import diffusers
 from cosmos_hydra.weights.locate import Located
 
@@ -94,8 +96,9 @@ def collect_prompts(config: Config, weights: Located) -> list[str]:
     if not captions:
         raise ConfigError("generate.prompt=null and the weights name no captions; set a prompt")
     # spread over the list, whose neighbours are alike
-    step = max(1, len(captions) // generate.max_captions)
-    return captions[::step][: generate.max_captions]
+    count = min(generate.max_captions, len(captions))
+    last = max(1, count - 1)
+    return [captions[round(index * (len(captions) - 1) / last)] for index in range(count)]
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,12 @@ class Video:
 
 
 def plan_videos(
-    config: Config, prompts: list[str], weights: Located, common: dict[str, Any], out: Path
+    config: Config,
+    job: Job,
+    prompts: list[str],
+    weights: Located,
+    common: dict[str, Any],
+    out: Path,
 ) -> list[Video]:
     """Return the videos of all prompts and seeds; `common` are the facts they share."""
     generate, data = config.generate, config.data
@@ -135,23 +143,30 @@ def plan_videos(
                 "fps": data.fps,
                 **common,
             }
-            videos.append(Video(prompt, seed, facts, _command(config, weights, facts, out)))
+            videos.append(Video(prompt, seed, facts, _command(config, job, weights, facts, out)))
     return videos
 
 
-def _command(config: Config, weights: Located, facts: dict[str, Any], out: Path) -> str:
+def _command(config: Config, job: Job, weights: Located, facts: dict[str, Any], out: Path) -> str:
     """Return the command line that makes this one video again."""
     folder = weights.checkpoint.folder if weights.checkpoint else weights.transformer
     parts = ["cosmos-hydra", "stage=generate", f"checkpoint={folder}", f"generate.out={out}"]
     if weights.checkpoint is None:
-        parts += [f"model={config.model.name}"]
+        # a foreign folder names no model: what was typed about it is part of the request
+        keys = ((override.partition("=")[0], override) for override in job.overrides)
+        parts += [
+            override
+            for key, override in keys
+            if key in ("model", "experiment") or (key.startswith("model.") and key not in PLACES)
+        ]
         parts += [f"data.{key}={facts[key]}" for key in ("frames", "height", "width", "fps")]
     for section in ("tokenizer", "text_encoder"):
         path = getattr(config.model, section).path
         if path:
             parts.append(f"model.{section}.path={path}")
     for key in ("prompt", "negative_prompt", "seed", "steps", "guidance", "sampler"):
-        if facts[key] is not None:
-            parts.append(f"generate.{key}={facts[key]}")
+        value = facts[key]
+        if value is not None:
+            parts.append(f"generate.{key}={as_typed(value) if isinstance(value, str) else value}")
     parts += [f"engine.device={facts['device']}", f"parallel.precision={facts['precision']}"]
     return shlex.join(parts)

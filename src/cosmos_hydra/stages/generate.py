@@ -28,7 +28,8 @@ def run(config: Config, job: Job) -> list[Path]:
     is_own_folder = config.stage is Stage.generate and config.checkpoint is not None
     out = job.directory if is_own_folder else Path(config.generate.out or job.directory / "videos")
     logger.info(f"generating with {weights} on {device}: {len(prompts)} prompts, into {out}")
-    videos = plan_videos(config, prompts, weights, common_facts(config, weights, device), out)
+    common = common_facts(config, weights, device)
+    videos = plan_videos(config, job, prompts, weights, common, out)
     paths = make_videos(config, weights, videos, out, device)
     for path in paths:
         logger.info(f"video: {path}")

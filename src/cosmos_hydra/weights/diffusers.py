@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
@@ -42,8 +42,11 @@ def config_of(model: ModelConfig) -> dict[str, Any]:
 
 def is_transformer(folder: Path) -> bool:
     """Return whether a folder holds a transformer in diffusers layout."""
-    file = folder / "config.json"
-    return file.is_file() and json.loads(file.read_text()).get("_class_name") == CLASS_NAME
+    try:
+        found = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and found.get("_class_name") == CLASS_NAME
 
 
 def check_config(folder: Path, model: ModelConfig, key: str) -> None:
@@ -81,7 +84,10 @@ def weight_files(folder: Path) -> list[Path]:
     """
     index = folder / f"{WEIGHTS}.index.json"
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        try:
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StageError(f"{index} is no index of weights ({error})") from error
         paths = [folder / name for name in names]
         wrong = [path.name for path in paths if path.parent != folder or not path.is_file()]
         if wrong:
@@ -101,7 +107,7 @@ def load_transformer(transformer: nn.Module, folder: Path) -> str:
     parameters = dict(transformer.state_dict())
     missing, problems = set(parameters), []
     for path in paths:
-        with safe_open(path, framework="pt") as file:
+        with _open(path) as file:
             for name in file.keys():  # noqa: SIM118 (not a dict)
                 if name not in parameters:
                     problems.append(f"unexpected {name}")
@@ -117,6 +123,13 @@ def load_transformer(transformer: nn.Module, folder: Path) -> str:
         shown = "; ".join(problems[:20]) + (f"; and {len(problems) - 20} more" * (len(problems) > 20))
         raise StageError(f"{folder} does not fit the model: {shown}")
     return weights_hash(folder)
+
+
+def _open(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt")
+    except SafetensorError as error:  # also when the file is cut short
+        raise StageError(f"{path} cannot be read ({error})") from error
 
 
 def weights_hash(folder: Path) -> str:

@@ -103,8 +103,8 @@ def render(
 ) -> np.ndarray:
     """Return uint8 [num_frames, height, width, 3]."""
     start = generator.uniform(0, 2 * np.pi)
-    cycles_per_s = generator.uniform(0.45, 0.6)
-    yaw = generator.uniform(-0.25, 0.25)
+    cycles_per_s = generator.uniform(0.3, 0.36)
+    yaw = generator.uniform(-0.05, 0.05)
     size = (width * SUPERSAMPLING, height * SUPERSAMPLING)
     camera = _Camera(VIEWS[view], size[1], size[0])
     background = _background(camera, size)

@@ -58,7 +58,9 @@ def _caption(
         return table[name], "table"
     text = path.with_suffix(".txt")
     if text.is_file():
-        return text.read_text(encoding="utf-8").strip(), "sidecar"
+        written = text.read_text(encoding="utf-8").strip()
+        if written:
+            return written, "sidecar"
     record = path.with_suffix(".json")
     if record.is_file():
         caption = _pick(json.loads(record.read_text(encoding="utf-8")), CAPTION_COLUMNS)
@@ -83,7 +85,7 @@ def read_table(path: str, root: Path) -> dict[str, str]:
         raise ConfigError(f"data.captions={path} cannot be read ({error})") from error
     for number, row in enumerate(rows, start=1):
         video, caption = _pick(row, VIDEO_COLUMNS), _pick(row, CAPTION_COLUMNS)
-        if not video or not caption:
+        if not isinstance(row, dict) or not video or not caption:
             raise ConfigError(
                 f"data.captions={path} row {number} lacks a video or a caption; "
                 f"columns: video, caption"

@@ -11,6 +11,7 @@ from cosmos_hydra import files
 from cosmos_hydra.config import DataConfig
 from cosmos_hydra.data.sources.arm import MOTIONS, VIEWS, render
 from cosmos_hydra.data.video import write_mp4
+from cosmos_hydra.errors import ConfigError
 from cosmos_hydra.logs import progress
 from cosmos_hydra.seeds import numpy_generator
 
@@ -18,7 +19,13 @@ from cosmos_hydra.seeds import numpy_generator
 def render_missing(data: DataConfig) -> None:
     """Render the videos that data.source lacks, each with its caption in a .txt beside it."""
     root, wanted = Path(data.source).expanduser(), data.synthetic
-    scenes = list(itertools.islice(itertools.cycle(itertools.product(MOTIONS, VIEWS)), wanted.num_videos))
+    for key, names, known in (
+        ("views", wanted.views, VIEWS),
+        ("motions", wanted.motions, MOTIONS),
+    ):
+        if not names or not set(names) <= set(known):
+            raise ConfigError(f"data.synthetic.{key}={names} is unknown; use {', '.join(known)}")
+    scenes = list(itertools.islice(itertools.cycle(itertools.product(wanted.motions, wanted.views)), wanted.num_videos))
     names = [f"{number:03d}_{motion}_{view}" for number, (motion, view) in enumerate(scenes)]
     missing = [item for item in enumerate(names) if not (root / f"{item[1]}.mp4").is_file()]
     if not missing:

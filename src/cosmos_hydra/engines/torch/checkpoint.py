@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -75,8 +76,9 @@ def save(
             }
             manifest = {"format_version": FORMAT_VERSION, "step": step, **facts, "files": hashes}
             files.write_json(temporary / runs.MANIFEST, manifest)
-    except OSError as error:
-        raise StageError(f"checkpoint {folder} cannot be written ({error.strerror})") from error
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise StageError(f"checkpoint {folder} cannot be written ({reason})") from error
     return Checkpoint(folder, manifest)
 
 
@@ -142,8 +144,7 @@ def restore(
         }
         if state:
             optimizer.state[parameter] = {
-                kind: tensor if kind == "step" else tensor.to(parameter.device)
-                for kind, tensor in state.items()
+                kind: tensor.to(parameter.device) for kind, tensor in state.items()
             }
 
 

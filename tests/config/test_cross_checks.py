@@ -1,0 +1,182 @@
+"""Each cross-check: its message to the letter, and several problems at once."""
+
+import pytest
+from composing import changed, loaded
+
+from cosmos_hydra.checks import check
+
+AT_LEAST_1 = (
+    "trainer.max_steps",
+    "trainer.global_batch_size",
+    "trainer.micro_batch_size",
+    "trainer.validation_samples",
+    "trainer.validation_sigmas",
+    "trainer.preview_steps",
+    "data.frames",
+    "data.chunks_per_video",
+    "data.tokenizer_clips",
+    "data.synthetic.num_videos",
+    "data.synthetic.frames",
+    "generate.videos_per_prompt",
+    "generate.max_captions",
+    "generate.steps",
+    "log.every",
+    "model.num_layers",
+    "model.num_heads",
+    "model.adaln_lora_dim",
+    "model.text_tokens",
+    "model.text_dim",
+    "model.latent_channels",
+)
+AT_LEAST_0 = (
+    "trainer.save_every",
+    "trainer.validate_every",
+    "trainer.preview_every",
+    "trainer.keep",
+    "optim.warmup_steps",
+)
+ABOVE_0 = (
+    "optim.lr",
+    "optim.eps",
+    "optim.grad_clip",
+    "data.fps",
+    "data.synthetic.fps",
+    "model.objective.sigma_data",
+    "model.objective.p_std",
+)
+FOLDER = "set it to the folder of"
+MESSAGES = {
+    "optim.weight_decay=-0.5": "optim.weight_decay=-0.5 is negative; at least 0",
+    "generate.guidance=-1": "generate.guidance=-1.0 is negative; at least 0",
+    "data.held_out=1": "data.held_out=1.0 is no share; at least 0 and below 1",
+    "model.objective.text_dropout=-0.1": (
+        "model.objective.text_dropout=-0.1 is no share; at least 0 and below 1"
+    ),
+    "optim.betas=[0.9]": ("optim.betas=[0.9] is wrong; two numbers in [0, 1), like [0.9,0.999]"),
+    "optim.betas=[0.9,1.0]": (
+        "optim.betas=[0.9, 1.0] is wrong; two numbers in [0, 1), like [0.9,0.999]"
+    ),
+    "optim.min_lr_ratio=1.5": "optim.min_lr_ratio=1.5 is no share; 0 to 1",
+    "optim.warmup_steps=1000": (
+        "optim.warmup_steps=1000 is not below trainer.max_steps=1000; lower it"
+    ),
+    "data.height=100": "data.height=100 is no multiple of 16; use 96 or 112",
+    "data.width=8": "data.width=8 is no multiple of 16; use 16 or 32",
+    "data.width=1936": "data.width=1936 is more than the model has positions for; at most 1920",
+    "data.frames=1025": "data.frames=1025 is more than the model has positions for; at most 1017",
+    "data.synthetic.height=47": (
+        "data.synthetic.height=47 is too small or odd; even and at least 16"
+    ),
+    "data.synthetic.width=8": "data.synthetic.width=8 is too small or odd; even and at least 16",
+    "model.head_dim=22": "model.head_dim=22 is too small or odd; even and at least 24",
+    "model.head_dim=25": "model.head_dim=25 is too small or odd; even and at least 24",
+    "model.patch_size=[1,2]": (
+        "model.patch_size=[1, 2] is wrong; three numbers above 0: time, height, width"
+    ),
+    "model.max_size=[128,0,240]": (
+        "model.max_size=[128, 0, 240] is wrong; three numbers above 0: time, height, width"
+    ),
+    "model.rope_scale=[]": (
+        "model.rope_scale=[] is wrong; three numbers above 0: time, height, width"
+    ),
+    "engine.name=nemo": "engine.name=nemo does not exist; use torch",
+    "data.format=nemo": (
+        "data.format=nemo holds texts of 512 tokens but model.text_tokens=64; "
+        "set model.text_tokens=512"
+    ),
+    "model.tokenizer.kind=cosmos": (
+        f"model.tokenizer.path=null but the cosmos tokenizer needs its weights; "
+        f"{FOLDER} AutoencoderKLCosmos"
+    ),
+    "model.text_encoder.kind=t5": (
+        f"model.text_encoder.path=null but the t5 text encoder needs its weights; "
+        f"{FOLDER} the T5 encoder"
+    ),
+}
+
+
+def test_the_defaults_have_no_problem_in_any_stage() -> None:
+    for stage in ("preprocess", "post_train", "generate", "pipeline"):
+        assert check(changed(stage=stage)) == []
+    assert check(loaded("experiment=quickstart")) == []
+
+
+@pytest.mark.parametrize("key", AT_LEAST_1)
+def test_a_count_of_zero_is_refused(key: str) -> None:
+    assert check(changed(f"{key}=0")) == [f"{key}=0 is too small; at least 1"]
+
+
+@pytest.mark.parametrize("key", AT_LEAST_0)
+def test_a_negative_interval_is_refused_and_zero_is_not(key: str) -> None:
+    assert check(changed(f"{key}=-1")) == [f"{key}=-1 is negative; at least 0"]
+    assert check(changed(f"{key}=0")) == []
+
+
+@pytest.mark.parametrize("key", ABOVE_0)
+def test_a_rate_of_zero_or_no_number_is_refused(key: str) -> None:
+    for value in ("0.0", "-1.0", "nan"):
+        assert check(changed(f"{key}={value}")) == [
+            f"{key}={value} is not positive; above 0, or null where that is allowed"
+        ]
+
+
+@pytest.mark.parametrize(("override", "message"), MESSAGES.items(), ids=MESSAGES)
+def test_a_value_that_does_not_fit_is_refused_with_what_would(override: str, message: str) -> None:
+    assert check(changed(override)) == [message]
+
+
+def test_a_released_size_is_not_trained_from_random_weights() -> None:
+    message = (
+        "model.weights.path=null but model=7b is not trained from scratch; "
+        "set it to the folder of the diffusers transformer"
+    )
+    assert check(changed(stage="post_train", model="7b")) == [message]
+    for key in ("model.weights.path", "resume.path"):
+        assert check(changed(f"{key}=/weights", stage="post_train", model="7b")) == []
+    # nothing is trained, so nothing is missing
+    assert check(changed("checkpoint=/weights", stage="generate", model="7b")) == []
+
+
+def test_a_pipeline_without_stages_or_within_itself_is_refused() -> None:
+    assert check(changed("pipeline.stages=[]", stage="pipeline")) == [
+        "pipeline.stages=[] is empty; for example [preprocess,post_train,generate]"
+    ]
+    assert check(changed("pipeline.stages=[preprocess,pipeline]", stage="pipeline")) == [
+        "pipeline.stages holds pipeline itself; name the single stages"
+    ]
+
+
+def test_two_sources_of_prompts_are_refused_where_prompts_are_used() -> None:
+    both = ("generate.prompt=a", "generate.prompt_file=b")
+    assert check(changed(*both, stage="generate")) == [
+        "generate.prompt and generate.prompt_file are both set; choose one"
+    ]
+    assert check(changed(*both, stage="preprocess")) == []
+
+
+def test_an_empty_name_is_refused() -> None:
+    assert check(loaded("name=")) == [
+        "name= is empty; it is the folder of the run below paths.runs"
+    ]
+
+
+def test_all_problems_are_reported_at_once() -> None:
+    problems = check(
+        loaded(
+            "stage=pipeline",
+            "model=7b",
+            "trainer.max_steps=0",
+            "optim.lr=-1",
+            "data.height=100",
+            "engine.name=nemo",
+        )
+    )
+    assert [problem.partition(" ")[0] for problem in problems] == [
+        "trainer.max_steps=0",
+        "optim.lr=-1.0",
+        "data.height=100",
+        "model.weights.path=null",
+        "model.tokenizer.path=null",
+        "model.text_encoder.path=null",
+        "engine.name=nemo",
+    ]

@@ -1,0 +1,81 @@
+"""Small runs without the command line: a composed config, a trainer, what it left on disk."""
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from conftest import SMALL
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+from safetensors.torch import load_file
+
+from cosmos_hydra import config as schema
+from cosmos_hydra import runs
+from cosmos_hydra.config import Config
+from cosmos_hydra.data.store import open_store
+from cosmos_hydra.engines.torch.trainer import Trainer
+from cosmos_hydra.job import Job
+from cosmos_hydra.overrides import conf_folder
+from cosmos_hydra.stages.generate import run as run_generate
+
+TIMINGS = ("step_s", "data_wait_s", "tokens_per_s")
+SAMPLES = "samples/synthetic-toy-9x48x64"
+
+
+@cache
+def _composed() -> DictConfig:
+    schema.register()
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        return compose("config", ["stage=post_train", *SMALL])
+
+
+def small_config(folder: Path, *overrides: str) -> Config:
+    """Return the config of post_train with SMALL on the samples of the fixture `small_samples`.
+
+    Overrides are keys, not groups; composing once makes the next config cheap.
+    """
+    typed = OmegaConf.from_dotlist([f"data.path={folder / SAMPLES}", *overrides])
+    return schema.load(OmegaConf.merge(_composed(), typed))
+
+
+def trainer_of(config: Config, run: Path) -> Trainer:
+    """Return a trainer on the CPU; building it loads what it starts from."""
+    return Trainer(config, run, open_store(config.data.path), torch.device("cpu"))
+
+
+def train(config: Config, run: Path) -> Trainer:
+    """Train to the end and return the trainer."""
+    trainer = trainer_of(config, run)
+    trainer.train()
+    return trainer
+
+
+def generate(checkpoint: Path, out: Path, *overrides: str) -> list[Path]:
+    """Run the stage `generate` on a run or a step and return the videos."""
+    typed = (f"checkpoint={checkpoint}", f"generate.out={out}", *overrides)
+    config = small_config(Path(), "stage=generate", *typed)
+    return run_generate(config, Job(out, typed))
+
+
+def rows_of(run: Path) -> list[dict[str, Any]]:
+    """Return the rows of metrics.jsonl without the timings, which differ from run to run."""
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [
+        {name: value for name, value in json.loads(line).items() if name not in TIMINGS}
+        for line in lines
+    ]
+
+
+def state_of(run: Path, step: int) -> dict[str, torch.Tensor]:
+    """Return weights and optimizer state of a checkpoint."""
+    folder = runs.step_folder(run, step)
+    weights = load_file(folder / "transformer" / "diffusion_pytorch_model.safetensors")
+    return weights | load_file(folder / "optimizer.safetensors")
+
+
+def assert_same_tensors(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    """Compare names and, bitwise, values."""
+    assert one.keys() == other.keys()
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
