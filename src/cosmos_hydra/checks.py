@@ -62,7 +62,7 @@ def _ranges(config: Config) -> Iterator[str]:
     for key, value in at_least_1.items():
         if value < 1:
             yield f"{key}={value} is too small; at least 1"
-    at_least_0 = {
+    at_least_0: dict[str, float] = {
         "trainer.save_every": config.trainer.save_every,
         "trainer.validate_every": config.trainer.validate_every,
         "trainer.preview_every": config.trainer.preview_every,
@@ -71,9 +71,9 @@ def _ranges(config: Config) -> Iterator[str]:
         "optim.weight_decay": config.optim.weight_decay,
         "generate.guidance": config.generate.guidance,
     }
-    for key, value in at_least_0.items():
-        if value < 0:
-            yield f"{key}={value} is negative; at least 0"
+    for key, bound in at_least_0.items():
+        if bound < 0:
+            yield f"{key}={bound} is negative; at least 0"
     above_0 = {
         "optim.lr": config.optim.lr,
         "optim.eps": config.optim.eps,
@@ -83,9 +83,9 @@ def _ranges(config: Config) -> Iterator[str]:
         "model.objective.sigma_data": config.model.objective.sigma_data,
         "model.objective.p_std": config.model.objective.p_std,
     }
-    for key, bound in above_0.items():
-        if bound is not None and not bound > 0:
-            yield f"{key}={bound} is not positive; above 0, or null where that is allowed"
+    for key, limit in above_0.items():
+        if limit is not None and not limit > 0:
+            yield f"{key}={limit} is not positive; above 0, or null where that is allowed"
     shares = {
         "data.held_out": config.data.held_out,
         "model.objective.text_dropout": config.model.objective.text_dropout,

@@ -8,7 +8,7 @@ The comment above a field is its documentation: meaning, unit, special values.
 import re
 from dataclasses import asdict, dataclass, field
 from enum import Enum
-from typing import Any, Optional
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -98,7 +98,7 @@ class PathsConfig:
 @dataclass
 class WeightsConfig:
     # folder in diffusers layout (config.json and safetensors) to start from; null = none
-    path: Optional[str] = None
+    path: str | None = None
     # true = random weights when there is no path; the released sizes refuse that
     from_scratch: bool = False
 
@@ -108,7 +108,7 @@ class TokenizerConfig:
     # toy = linear transform fitted on the data; cosmos = AutoencoderKLCosmos
     kind: TokenizerKind = TokenizerKind.cosmos
     # folder of AutoencoderKLCosmos in diffusers layout; unused by toy
-    path: Optional[str] = None
+    path: str | None = None
 
 
 @dataclass
@@ -116,7 +116,7 @@ class TextEncoderConfig:
     # hash = seeded embedding of words; t5 = T5 encoder
     kind: TextEncoderKind = TextEncoderKind.t5
     # folder of the T5 encoder and its tokenizer in transformers layout; unused by hash
-    path: Optional[str] = None
+    path: str | None = None
 
 
 @dataclass
@@ -200,9 +200,9 @@ class DataConfig:
     # folder of processed samples
     path: str = MISSING
     # caption of every video that has none of its own; null = such videos are skipped
-    prompt: Optional[str] = None
+    prompt: str | None = None
     # CSV or JSONL with columns video (path below data.source) and caption; null = none
-    captions: Optional[str] = None
+    captions: str | None = None
     # frames of a clip; 1 or 8k+1, other numbers are cut down to that
     frames: int = 121
     # height of a clip, pixels, a multiple of 16
@@ -210,7 +210,7 @@ class DataConfig:
     # width of a clip, pixels, a multiple of 16
     width: int = 1280
     # frames per second of a clip, resampled by time stamps; null = as recorded
-    fps: Optional[float] = None
+    fps: float | None = None
     # crop = cut to the aspect ratio; pad = borders and a padding mask; stretch = distort
     fit: Fit = Fit.crop
     # clips taken from each video, at most one per start frame
@@ -262,7 +262,7 @@ class OptimConfig:
     # last learning rate of the cosine schedule over the peak
     min_lr_ratio: float = 0.0
     # largest global gradient norm; null = no clipping
-    grad_clip: Optional[float] = 1.0
+    grad_clip: float | None = 1.0
 
 
 @dataclass
@@ -292,7 +292,7 @@ class TrainerConfig:
 @dataclass
 class ResumeConfig:
     # weights to start from: a run, a step of a run, or a diffusers folder; null = none
-    path: Optional[str] = None
+    path: str | None = None
     # auto = go on in an existing run; fresh = a new folder; never = an existing run is an error
     mode: ResumeMode = ResumeMode.auto
 
@@ -300,11 +300,11 @@ class ResumeConfig:
 @dataclass
 class GenerateConfig:
     # what to show; null = the captions of the training data, a video each
-    prompt: Optional[str] = None
+    prompt: str | None = None
     # text file with one prompt a line, in place of generate.prompt
-    prompt_file: Optional[str] = None
+    prompt_file: str | None = None
     # what guidance steers away from; null = no text
-    negative_prompt: Optional[str] = None
+    negative_prompt: str | None = None
     # seed of the first video of a prompt, the next ones count up
     seed: int = 1
     # videos of each prompt
@@ -318,7 +318,7 @@ class GenerateConfig:
     # res_2ab = second order, as the original; euler = as diffusers
     sampler: Sampler = Sampler.res_2ab
     # folder of the videos; null = videos/ in the run directory
-    out: Optional[str] = None
+    out: str | None = None
 
 
 @dataclass
@@ -348,7 +348,7 @@ class Config:
     # seed of weights, sample order, noise and text dropout
     seed: int = 0
     # what generate takes: a run, a step of a run, or a diffusers folder; null = this run
-    checkpoint: Optional[str] = None
+    checkpoint: str | None = None
     paths: PathsConfig = field(default_factory=PathsConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -405,7 +405,7 @@ def from_dict(values: dict[str, Any]) -> Config:
     Raises: omegaconf errors when keys or types do not fit. Interpolations stay text.
     """
     schema = OmegaConf.structured(Config)
-    return load(OmegaConf.merge(schema, _escaped(values)))  # type: ignore[arg-type]
+    return load(OmegaConf.merge(schema, _escaped(values)))
 
 
 def _escaped(value: Any) -> Any:

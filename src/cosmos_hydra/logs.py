@@ -59,7 +59,9 @@ class Progress:
         """Return the state as one line of text."""
         rate = (self.done - self.start) / max(time.monotonic() - self.started_s, 1e-9)
         left_s = (self.total - self.done) / max(rate, 1e-9)
-        text = f"{self.title} {self.done}/{self.total} {self.unit}, {rate:.2f}/s, {left_s:.0f} s left"
+        text = (
+            f"{self.title} {self.done}/{self.total} {self.unit}, {rate:.2f}/s, {left_s:.0f} s left"
+        )
         return f"{text}, {self.values}" if self.values else text
 
 

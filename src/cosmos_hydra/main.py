@@ -97,7 +97,7 @@ def _discard_if_unused(directory: Path) -> None:
 def report(error: CosmosError) -> int:
     """Print an error the user can act on, one line a problem, and return its exit code."""
     for line in str(error).splitlines():
-        print(f"cosmos-hydra: {line}", file=sys.stderr)
+        sys.stderr.write(f"cosmos-hydra: {line}\n")
     return error.exit_code
 
 
@@ -128,7 +128,7 @@ def main() -> None:
         sys.exit(report(error))
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        print("cosmos-hydra: interrupted; the same command goes on from here", file=sys.stderr)
+        sys.stderr.write("cosmos-hydra: interrupted; the same command goes on from here\n")
         sys.exit(INTERRUPTED)
     finally:
         if before is None:

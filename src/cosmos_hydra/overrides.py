@@ -133,7 +133,8 @@ def _missing_option(error: MissingConfigException) -> str:
     options = sorted(error.options or [])
     if not options:
         return f"{missing} is not a config; the groups are {', '.join(groups())}"
-    return f"{group}={option} does not exist; options: {', '.join(options)}{_hint(option, options, 0.4)}"
+    hint = _hint(option, options, 0.4)
+    return f"{group}={option} does not exist; options: {', '.join(options)}{hint}"
 
 
 def _unknown_key(error: ConfigAttributeError | ConfigKeyError, arguments: list[str]) -> str:
@@ -162,7 +163,7 @@ def _missing_value(key: str) -> str:
 
 def _names(argument: str, key: str) -> bool:
     match = OVERRIDE.fullmatch(argument)
-    return bool(match) and (match["key"] == key or match["key"].endswith(f".{key}"))
+    return match is not None and (match["key"] == key or match["key"].endswith(f".{key}"))
 
 
 def _hint(name: str, known: list[str], cutoff: float = 0.6) -> str:
@@ -180,6 +181,7 @@ def groups() -> list[str]:
 
 def known_keys() -> list[str]:
     """Return every key of the schema in dotted form."""
+
     def walk(section: type, prefix: str) -> list[str]:
         found = []
         for item in fields(section):

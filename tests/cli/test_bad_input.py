@@ -1,4 +1,4 @@
-"""Data that cannot be used: one line on stderr and exit code 1, or a run that goes on and counts."""
+"""Data that cannot be used: one line and exit code 1, or a run that goes on and counts."""
 
 import json
 import shutil
@@ -36,8 +36,10 @@ def test_a_source_without_videos_says_what_was_looked_for(command: Command, tmp_
     refused = preprocess(command, tmp_path)
     assert (refused.code, refused.stderr) == (
         1,
-        "cosmos-hydra: data.source=videos holds no videos; "
-        "looked for .avi .m4v .mkv .mov .mp4 .webm\n",
+        (
+            "cosmos-hydra: data.source=videos holds no videos; "
+            "looked for .avi .m4v .mkv .mov .mp4 .webm\n"
+        ),
     )
 
 
@@ -50,9 +52,11 @@ def test_videos_shorter_than_the_clip_are_counted_and_named(
     refused = preprocess(command, tmp_path, "data.frames=25")
     assert (refused.code, refused.stderr) == (
         1,
-        "cosmos-hydra: data.source=videos gives no sample: found 6 videos = kept 0 + "
-        "skipped 6 (6 x shorter than the clip of data.frames=25) + failed 0; "
-        "see the reasons, or lower data.frames\n",
+        (
+            "cosmos-hydra: data.source=videos gives no sample: found 6 videos = kept 0 + "
+            "skipped 6 (6 x shorter than the clip of data.frames=25) + failed 0; "
+            "see the reasons, or lower data.frames\n"
+        ),
     )
     assert not (tmp_path / "samples").exists()
 
@@ -95,8 +99,10 @@ def test_only_unreadable_videos_are_an_error_that_lists_the_reasons(
     refused = preprocess(command, tmp_path)
     assert (refused.code, refused.stderr) == (
         1,
-        "cosmos-hydra: data.source=videos gives no sample: found 1 videos = kept 0 + skipped 0 + "
-        "failed 1 (1 x empty file); see the reasons, or lower data.frames\n",
+        (
+            "cosmos-hydra: data.source=videos gives no sample: found 1 videos = kept 0 + "
+            "skipped 0 + failed 1 (1 x empty file); see the reasons, or lower data.frames\n"
+        ),
     )
 
 
@@ -106,9 +112,11 @@ def test_training_without_samples_says_how_to_make_them(command: Command, tmp_pa
         refused = command("stage=post_train", f"data.path={path}", cwd=tmp_path)
         assert (refused.code, refused.stderr) == (
             1,
-            f"cosmos-hydra: data.path={path} holds no samples (no manifest.json); run: "
-            f"cosmos-hydra stage=preprocess data.path={path} "
-            "with the same data= and data.source=\n",
+            (
+                f"cosmos-hydra: data.path={path} holds no samples (no manifest.json); run: "
+                f"cosmos-hydra stage=preprocess data.path={path} "
+                "with the same data= and data.source=\n"
+            ),
         )
     assert list((tmp_path / "nothing").iterdir()) == []
 

@@ -20,6 +20,7 @@ GOES_ON = "cosmos-hydra: interrupted; the same command goes on from here\n"
 RUN = "runs/tiny-synthetic"
 CLOCK_KEYS = {"step_s", "data_wait_s", "tokens_per_s"}
 Press = Callable[..., None]
+Training = tuple[Path, tuple[str, ...]]
 
 
 @pytest.fixture(autouse=True)
@@ -81,6 +82,7 @@ def finish(outcome: Outcome) -> str:
         ("data.sources.synthetic.render", 4, 0),  # while rendering
         ("data.prepare.read_clip", 5, 0),  # while fitting the tokenizer, on 10 clips
         ("data.prepare.read_clip", 15, 4),  # while encoding
+        ("files.sync", 31, 0),  # between writing a file and renaming it
         ("files.sha256_of_json", 1, 12),  # before the manifest
     ],
 )
@@ -113,18 +115,10 @@ def test_interrupted_preprocessing_goes_on_to_the_same_samples(
 
 
 @pytest.fixture(scope="module")
-def whole_run(
-    small_samples: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Path, list[str]]]:
+def whole_run(small_samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Training:
     """Return a folder to train in, and the command that does it."""
-    yield (
-        tmp_path_factory.mktemp("whole"),
-        [
-            "stage=post_train",
-            *SMALL,
-            f"data.path={small_samples / SAMPLES}",
-        ],
-    )
+    typed = ("stage=post_train", *SMALL, f"data.path={small_samples / SAMPLES}")
+    return tmp_path_factory.mktemp("whole"), typed
 
 
 @pytest.mark.parametrize(
@@ -140,7 +134,7 @@ def whole_run(
 )
 def test_interrupted_training_goes_on_to_the_same_weights_bitwise(
     command: Command,
-    whole_run: tuple[Path, list[str]],
+    whole_run: Training,
     tmp_path: Path,
     press: Press,
     place: str,
@@ -165,7 +159,7 @@ def test_interrupted_training_goes_on_to_the_same_weights_bitwise(
 
 
 def test_interrupted_generation_keeps_finished_videos_and_makes_the_rest(
-    command: Command, whole_run: tuple[Path, list[str]], tmp_path: Path, press: Press
+    command: Command, whole_run: Training, tmp_path: Path, press: Press
 ) -> None:
     folder, typed = whole_run
     if not runs.steps(folder / RUN):

@@ -108,8 +108,10 @@ def test_several_problems_are_one_line_each(command: Command, tmp_path: Path) ->
     assert refused.stderr.splitlines() == [
         "cosmos-hydra: trainer.max_steps=0 is too small; at least 1",
         "cosmos-hydra: data.height=100 is no multiple of 16; use 96 or 112",
-        "cosmos-hydra: model.weights.path=null but model=7b is not trained from scratch; "
-        "set it to the folder of the diffusers transformer",
+        (
+            "cosmos-hydra: model.weights.path=null but model=7b is not trained from scratch; "
+            "set it to the folder of the diffusers transformer"
+        ),
     ]
 
 

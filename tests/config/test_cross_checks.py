@@ -80,10 +80,6 @@ MESSAGES = {
         "model.rope_scale=[] is wrong; three numbers above 0: time, height, width"
     ),
     "engine.name=nemo": "engine.name=nemo does not exist; use torch",
-    "data.format=nemo": (
-        "data.format=nemo holds texts of 512 tokens but model.text_tokens=64; "
-        "set model.text_tokens=512"
-    ),
     "model.tokenizer.kind=cosmos": (
         f"model.tokenizer.path=null but the cosmos tokenizer needs its weights; "
         f"{FOLDER} AutoencoderKLCosmos"
@@ -152,6 +148,16 @@ def test_two_sources_of_prompts_are_refused_where_prompts_are_used() -> None:
         "generate.prompt and generate.prompt_file are both set; choose one"
     ]
     assert check(changed(*both, stage="preprocess")) == []
+
+
+def test_the_nemo_format_needs_the_text_length_of_its_reader() -> None:
+    assert check(changed("data.format=nemo", "model.text_tokens=64")) == [
+        (
+            "data.format=nemo holds texts of 512 tokens but model.text_tokens=64; "
+            "set model.text_tokens=512"
+        )
+    ]
+    assert check(changed("data.format=nemo", "model.text_tokens=512")) == []
 
 
 def test_an_empty_name_is_refused() -> None:

@@ -70,7 +70,7 @@ def test_every_option_begins_with_a_comment_on_when_to_choose_it() -> None:
 
 def test_a_typed_group_or_key_beats_the_experiment() -> None:
     plain = loaded("experiment=quickstart")
-    assert (plain.model.name, plain.data.name) == ("tiny", "synthetic")
+    assert (plain.model.name, plain.data.kind) == ("tiny", SourceKind.synthetic)
     config = loaded(
         "experiment=quickstart",
         "model=7b",
@@ -81,10 +81,11 @@ def test_a_typed_group_or_key_beats_the_experiment() -> None:
     )
     assert (config.model.name, config.model.num_layers) == ("7b", 28)
     assert (config.data.kind, config.data.frames) == (SourceKind.folder, 121)
+    assert config.data.prompt == "A video of sks teal robot."
     assert (config.trainer.max_steps, config.name) == (3, "mine")
     # what nobody typed stays the experiment's
-    assert config.trainer.global_batch_size == plain.trainer.global_batch_size == 8
-    assert config.optim.schedule is Schedule.cosine
+    assert config.trainer.global_batch_size == plain.trainer.global_batch_size > 1
+    assert config.optim.schedule is plain.optim.schedule is Schedule.cosine
 
 
 def test_the_experiment_sets_the_stage_and_the_name() -> None:
@@ -93,8 +94,9 @@ def test_the_experiment_sets_the_stage_and_the_name() -> None:
 
 
 def test_the_learning_rate_and_guidance_follow_the_model_unless_typed() -> None:
-    for model, rate, guidance in (("tiny", 1e-3, 0.0), ("7b", 1e-6, 7.0), ("14b", 1e-6, 7.0)):
+    for model, rate in (("tiny", 1e-3), ("7b", 1e-6), ("14b", 1e-6)):
         config = loaded(f"model={model}")
-        assert (config.optim.lr, config.generate.guidance) == (rate, guidance)
+        assert config.optim.lr == config.model.default_lr == rate
+        assert config.generate.guidance == config.model.default_guidance
     config = loaded("model=7b", "optim.lr=0.25", "generate.guidance=2")
     assert (config.optim.lr, config.generate.guidance) == (0.25, 2.0)

@@ -1,6 +1,7 @@
 """Raw videos whose every frame says its number, damaged files, and the config to prepare them."""
 
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import av
 import numpy as np
 from conftest import SMALL
 from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
 
 from cosmos_hydra import config as schema
 from cosmos_hydra.config import Config
@@ -83,17 +85,19 @@ def write_moving_video(path: Path, seed: int, frames: int = 17, fps: float = 12.
     write_mp4(path, np.stack([np.roll(picture, 2 * t, axis=1) for t in range(frames)]), fps)
 
 
-def small_config(root: Path, *overrides: str) -> Config:
-    """Return the config that turns root/raw into root/samples: clips of 9 frames at 48x64."""
+@cache
+def _composed(data: str) -> DictConfig:
     schema.register()
-    typed = [
-        "stage=preprocess",
-        *(item for item in SMALL if not item.startswith("data.synthetic")),
-        "data=folder",
-        f"data.source={root / 'raw'}",
-        f"data.path={root / 'samples'}",
-        "data.prompt=a robot moves",
-        *overrides,
-    ]
+    typed = ["stage=preprocess", f"data={data}", *SMALL, "data.frames=1"]
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        return schema.load(compose("config", overrides=typed))
+        return compose("config", overrides=typed)
+
+
+def small_config(root: Path, *overrides: str, data: str = "folder") -> Config:
+    """Return the config that turns root/raw into root/samples, 48x64 pixels.
+
+    Clips are single frames: fitting the tokenizer of longer ones takes a second.
+    """
+    places = {"source": f"{root / 'raw'}", "path": f"{root / 'samples'}", "prompt": "a robot moves"}
+    typed = OmegaConf.from_dotlist(list(overrides))
+    return schema.load(OmegaConf.merge(_composed(data), {"data": places}, typed))

@@ -77,7 +77,7 @@ def test_a_video_without_a_caption_is_skipped_and_a_broken_caption_file_fails(
 
 TABLES = {
     "a.csv": 'video,caption\n1.mp4,"lifts, then ""turns"""\nsub/2.mp4,two\n',
-    "with_marks_from_excel.csv": '\ufeffpath,text\n./1.mp4,"lifts, then ""turns"""\nsub/2.mp4,two\n',
+    "of_excel.csv": '\ufeffpath,text\n./1.mp4,"lifts, then ""turns"""\nsub/2.mp4,two\n',
     "a.jsonl": '{"video": "1.mp4", "caption": "lifts, then \\"turns\\""}\n\n'
     '{"video_path": "sub/2.mp4", "texts": ["two"]}\n',
 }
@@ -152,7 +152,6 @@ def test_a_missing_or_empty_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(StageError) as caught:
         find_episodes(data)
     assert str(caught.value) == (
-        f"data.source={tmp_path / 'raw'} holds no videos; "
-        f"looked for .avi .m4v .mkv .mov .mp4 .webm"
+        f"data.source={tmp_path / 'raw'} holds no videos; looked for .avi .m4v .mkv .mov .mp4 .webm"
     )
     assert caught.value.exit_code == 1

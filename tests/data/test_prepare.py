@@ -1,22 +1,17 @@
-"""From raw videos to samples: what is kept, what is left out, what is encoded and how often."""
+"""From raw videos to samples: what is kept, what is left out and why."""
 
-import gc
 import json
 import logging
-import weakref
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import SMALL, Command
-from raw_videos import numbered_frames, small_config, write_damaged_video, write_moving_video
+from raw_videos import small_config, write_damaged_video, write_moving_video
 
-from cosmos_hydra.data import prepare as prepare_module
 from cosmos_hydra.data.prepare import prepare
-from cosmos_hydra.data.video import write_mp4
 from cosmos_hydra.errors import StageError
-from cosmos_hydra.models.text import HashTextEncoder
 
 CPU = torch.device("cpu")
 
@@ -71,8 +66,9 @@ def test_found_is_kept_skipped_and_failed_printed_and_stored(
     assert set(manifest["videos"]) == {"0.mp4", "1.mp4", "2.mp4", "3.mp4"}
     assert set(manifest["skipped"]) == {"no_caption.mp4", "short1.mp4", "short2.mp4"}
     assert set(manifest["failed"]) == {"broken_caption.mp4", "empty.mp4", "gone.mp4", "text.avi"}
-    # the last clip of each of few videos is held out
-    assert Counter(sample["split"] for sample in manifest["samples"]) == {"train": 0, "held_out": 0}
+    assert Counter(sample["video"] for sample in manifest["samples"]) == {
+        f"{number}.mp4": 2 for number in range(4)
+    }
 
 
 def test_no_video_that_can_be_used_is_an_error_with_the_reasons(
@@ -124,93 +120,10 @@ def test_a_file_that_breaks_while_decoding_drops_only_its_own_clips(
 
 def test_when_every_file_breaks_while_decoding_there_is_one_error(tmp_path: Path) -> None:
     (tmp_path / "raw").mkdir()
-    write_damaged_video(tmp_path / "raw" / "damaged.mp4", 60, 1, 60)
+    write_damaged_video(tmp_path / "raw" / "damaged.mp4", 60, 20, 60)
     with pytest.raises(StageError) as caught:
-        prepare(small_config(tmp_path), CPU)
+        prepare(small_config(tmp_path, "data.frames=25"), CPU)
     assert str(caught.value) == (
         f"data.source={tmp_path / 'raw'} has no training clip that can be decoded; "
         f"replace the damaged videos"
     )
-
-
-def test_every_distinct_caption_is_encoded_once_and_stored_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    raw = write_videos(tmp_path, 6)
-    for number in range(6):
-        (raw / f"{number}.txt").write_text(["lifts", "turns", "waves"][number % 3])
-    encoded = []
-    encode = HashTextEncoder.encode
-
-    def counted(self: HashTextEncoder, caption: str) -> object:
-        encoded.append(caption)
-        return encode(self, caption)
-
-    monkeypatch.setattr(HashTextEncoder, "encode", counted)
-    store = prepare(small_config(tmp_path), CPU)
-    assert sorted(encoded) == ["lifts", "turns", "waves"]
-    assert len(list((tmp_path / "samples/text").iterdir())) == 3
-    for sample_id, caption in store.captions.items():
-        expected = encode(HashTextEncoder(16, 1024), caption).embedding_TD
-        assert torch.equal(store.load(sample_id).text_TD, expected)
-
-
-def test_the_encoders_are_gone_when_preparing_is_over(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_videos(tmp_path, 2)
-    made: list[weakref.ref] = []
-    for name in ("load_text_encoder", "load_tokenizer"):
-        load = getattr(prepare_module, name)
-
-        def watched(*arguments: object, load: object = load) -> object:
-            encoder = load(*arguments)
-            made.append(weakref.ref(encoder))
-            return encoder
-
-        monkeypatch.setattr(prepare_module, name, watched)
-    gc.disable()  # gone without waiting for the collector
-    try:
-        store = prepare(small_config(tmp_path), CPU)
-    finally:
-        gc.enable()
-    assert len(store.splits["train"]) == 4
-    assert [reference() for reference in made] == [None, None]
-
-
-def test_a_caption_longer_than_the_token_budget_is_warned_about(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    raw = write_videos(tmp_path, 2)
-    (raw / "0.txt").write_text(" ".join(f"word{number}" for number in range(17)))
-    (raw / "1.txt").write_text(" ".join(f"word{number}" for number in range(15)))
-    caplog.set_level(logging.WARNING)
-    prepare(small_config(tmp_path), CPU)
-    assert [record.getMessage() for record in caplog.records] == [
-        "caption fills all 16 tokens and may be cut: "
-        "word0 word1 word2 word3 word4 word5 word6 word7 word8 word9 ..."
-    ]
-
-
-@pytest.mark.parametrize(
-    ("size", "padding"),
-    [
-        ((48, 64), {"top": 0, "bottom": 6, "left": 0, "right": 8}),
-        # 48x32 of 48x64 pixels is picture: columns 16 to 47, cells 2 to 5
-        ((96, 64), {"top": 0, "bottom": 6, "left": 2, "right": 6}),
-        # 24 of 48 rows: 12 to 35, cells 1 to 4 in part or whole
-        ((32, 86), {"top": 1, "bottom": 5, "left": 0, "right": 8}),
-    ],
-)
-def test_the_padding_mask_follows_the_picture(
-    size: tuple[int, int], padding: dict[str, int], tmp_path: Path
-) -> None:
-    (tmp_path / "raw").mkdir()
-    frames = numbered_frames(9)[:, :1, :1].repeat(size[0], axis=1).repeat(size[1], axis=2)
-    write_mp4(tmp_path / "raw" / "a.mp4", frames, 12.0)
-    store = prepare(small_config(tmp_path, "data.fit=pad"), CPU)
-    expected = torch.ones(1, 6, 8)
-    expected[:, padding["top"] : padding["bottom"], padding["left"] : padding["right"]] = 0
-    assert torch.equal(store.load("0").padding_1HW, expected)
-    store = prepare(small_config(tmp_path, f"data.path={tmp_path / 'cropped'}"), CPU)
-    assert not store.load("0").padding_1HW.any()

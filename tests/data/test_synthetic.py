@@ -15,7 +15,7 @@ from cosmos_hydra.data.video import decode, probe
 def data_of(root: Path, *overrides: str) -> DataConfig:
     numbers = ("num_videos=3", "frames=9", "height=48", "width=64")
     sizes = [f"data.synthetic.{number}" for number in numbers]
-    return small_config(root, "data=synthetic", *sizes, *overrides).data
+    return small_config(root, *sizes, *overrides, data="synthetic").data
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -30,9 +30,7 @@ def test_equal_seeds_give_equal_bytes_and_other_seeds_other_videos(tmp_path: Pat
         folders.append(contents(Path(data.source)))
     assert folders[0] == folders[1]
     assert folders[0].keys() == folders[2].keys()
-    assert all(
-        folders[0][name] != folders[2][name] for name in folders[0] if name.endswith(".mp4")
-    )
+    assert all(folders[0][name] != folders[2][name] for name in folders[0] if name.endswith(".mp4"))
 
 
 def test_a_video_does_not_depend_on_how_many_are_rendered(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Which frames become clips, and which clips are held out; seeded and independent per video."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -94,10 +95,7 @@ class ClipPlanner:
             generator = numpy_generator(self.seed, "clips", name, region.split)
             # one start in each of `count` equal parts spreads the clips over the video
             edges = np.linspace(0, len(starts), count + 1).astype(int)
-            chosen = [
-                generator.integers(low, high)
-                for low, high in zip(edges[:-1], edges[1:], strict=True)
-            ]
+            chosen = [generator.integers(low, high) for low, high in itertools.pairwise(edges)]
             starts = starts[chosen]
         return [
             Clip(

@@ -14,16 +14,14 @@ import torch  # noqa: F401 (before decord, so that its own BLAS is bound)
 
 
 def _import_decord() -> Any:
-    missing = object()
-    before = sys.modules.get("nvidia", missing)
-    sys.modules["nvidia"] = None  # type: ignore[assignment] (makes decord's search find nothing)
+    loaded: dict[str, Any] = sys.modules
+    before = {"nvidia": loaded["nvidia"]} if "nvidia" in loaded else {}
+    loaded["nvidia"] = None  # decord's search then finds nothing
     try:
         return importlib.import_module("decord")
     finally:
-        if before is missing:
-            del sys.modules["nvidia"]
-        else:
-            sys.modules["nvidia"] = before  # type: ignore[assignment]
+        del loaded["nvidia"]
+        loaded.update(before)
 
 
 decord = _import_decord()

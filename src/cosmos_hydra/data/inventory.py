@@ -123,8 +123,7 @@ def messages(config: Config, inventory: Inventory) -> list[str]:
     held_out = sum(clip.split == HELD_OUT for clip in clips)
     lines = [
         inventory.summary(),
-        f"{len(clips)} clips of {data.frames} frames at {data.height}x{data.width}: "
-        f"{len(clips) - held_out} to train on, {held_out} held out",
+        _clip_counts(data, len(clips), held_out),
     ]
     captions = Counter(episode.caption_from for episode in inventory.episodes.values())
     lines.append("captions from " + ", ".join(f"{k} ({n})" for k, n in captions.items()))
@@ -143,6 +142,11 @@ def messages(config: Config, inventory: Inventory) -> list[str]:
         if slower:
             lines.append(f"data.fps={data.fps:g} repeats frames of {slower} slower videos")
     return lines
+
+
+def _clip_counts(data: schema.DataConfig, clips: int, held_out: int) -> str:
+    clip = f"{data.frames} frames at {data.height}x{data.width}"
+    return f"{clips} clips of {clip}: {clips - held_out} to train on, {held_out} held out"
 
 
 def settings(config: Config) -> dict[str, Any]:

@@ -7,7 +7,8 @@ of an epoch, so nothing depends on where a run was interrupted.
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -31,11 +32,12 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch on a device."""
-        moved = {
-            name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+        tensors: dict[str, Any] = {
+            name: value.to(device, non_blocking=True)
             for name, value in vars(self).items()
+            if isinstance(value, torch.Tensor)
         }
-        return Batch(**moved)
+        return replace(self, **tensors)
 
 
 def sample_ids(ids: list[str], seed: int, step: int, count: int) -> list[str]:

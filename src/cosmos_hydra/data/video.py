@@ -14,6 +14,7 @@ import av
 import numpy as np
 import torch
 
+from cosmos_hydra import files
 from cosmos_hydra.config import Fit
 from cosmos_hydra.data.decoder import decord
 
@@ -168,10 +169,7 @@ def fit_frames(
     if fit is Fit.crop:
         resized = (max(resized[0], height), max(resized[1], width))
     small_FCHW = torch.cat(
-        [
-            _resize(part.permute(0, 3, 1, 2), resized)
-            for part in frames_FHWC.split(FRAMES_AT_ONCE)
-        ]
+        [_resize(part.permute(0, 3, 1, 2), resized) for part in frames_FHWC.split(FRAMES_AT_ONCE)]
     )
     top, left = (resized[0] - height) // 2, (resized[1] - width) // 2
     if fit is not Fit.pad:
@@ -204,7 +202,14 @@ def to_pixels(video_CFHW: torch.Tensor) -> np.ndarray:
 
 
 def write_mp4(path: Path, frames_FHWC: np.ndarray, fps: float, crf: int = 16) -> None:
-    """Write uint8 [F, H, W, 3] as H.264; equal frames give equal bytes. Sizes must be even."""
+    """Write uint8 [F, H, W, 3] as H.264, crash-safely; equal frames give equal bytes.
+
+    Height and width must be even.
+    """
+    files.write_with(path, lambda temporary: _encode(temporary, frames_FHWC, fps, crf))
+
+
+def _encode(path: Path, frames_FHWC: np.ndarray, fps: float, crf: int) -> None:
     _, height, width, _ = frames_FHWC.shape
     with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))

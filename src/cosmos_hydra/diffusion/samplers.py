@@ -5,6 +5,7 @@ Sources: RES, arXiv 2308.02157 (second-order Adams-Bashforth exponential integra
 lambda = -ln sigma); Euler, Karras et al. 2022 (arXiv 2206.00364), algorithm 1 without churn.
 """
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -51,7 +52,7 @@ def res_2ab(
     """Integrate from sigmas[0] to sigmas[-1] in second order, then denoise once more."""
     state = start
     previous: tuple[torch.Tensor, torch.Tensor] | None = None
-    for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, sigma_next in itertools.pairwise(sigmas):
         clean = denoise_at(state, float(sigma))
         on_step()
         time, step = -sigma.log(), (sigma / sigma_next).log()
@@ -79,15 +80,13 @@ def euler(
 ) -> torch.Tensor:
     """Integrate from sigmas[0] to sigmas[-1] in first order."""
     state = start
-    for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, sigma_next in itertools.pairwise(sigmas):
         clean = denoise_at(state, float(sigma))
         on_step()
         state = state + (state - clean) / sigma * (sigma_next - sigma)
     return state
 
 
-def guide(
-    conditional: torch.Tensor, unconditional: torch.Tensor, guidance: float
-) -> torch.Tensor:
+def guide(conditional: torch.Tensor, unconditional: torch.Tensor, guidance: float) -> torch.Tensor:
     """Return cond + guidance * (cond - uncond), Cosmos's convention: 0 means no guidance."""
     return conditional + guidance * (conditional - unconditional)

@@ -8,6 +8,8 @@ Unusual choices:
 Legend: B batch, C channels, F latent frames, H W latent height/width, T text tokens, D text dim.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -18,7 +20,7 @@ QK_NORM_EPS = 1e-6
 POSITION_STD = 0.02
 
 
-def build_transformer(model: ModelConfig) -> nn.Module:
+def build_transformer(model: ModelConfig) -> Any:
     """Return the transformer with uninitialised or default weights on the current device."""
     from diffusers import CosmosTransformer3DModel
 

@@ -82,9 +82,7 @@ def make_videos(
     return paths
 
 
-def _encode(
-    config: Config, videos: list[Video], device: torch.device
-) -> dict[str, torch.Tensor]:
+def _encode(config: Config, videos: list[Video], device: torch.device) -> dict[str, torch.Tensor]:
     prompts = dict.fromkeys(video.prompt for video in videos)
     if config.generate.negative_prompt:
         prompts[config.generate.negative_prompt] = None
@@ -127,10 +125,7 @@ def _sample(
                 denoiser, request, sigma_data, device, autocast, on_step=bar.advance
             )
             frames_FHWC = to_pixels(tokenizer.decode(latent_CFHW[None])[0])
-            files.write_with(
-                out / f"{video.stem}.mp4",
-                lambda path, frames=frames_FHWC: write_mp4(path, frames, request.fps),
-            )
+            write_mp4(out / f"{video.stem}.mp4", frames_FHWC, request.fps)
             sidecar = {**video.facts, "command": video.command}
             files.write_json(out / f"{video.stem}.json", sidecar)
 

@@ -33,8 +33,9 @@ def contact_sheet(rows: list[tuple[str, np.ndarray]]) -> Image.Image:
     for index, (label, clip_FHWC) in enumerate(rows):
         text = textwrap.shorten(label, width=columns * shown[0] // 7, placeholder="...")
         draw.text((4, index * row_height + 3), text, fill="black")
-        for column, frame in enumerate(np.linspace(0, len(clip_FHWC) - 1, columns).round()):
-            picture = Image.fromarray(clip_FHWC[int(frame)]).resize(shown, Image.Resampling.BICUBIC)
+        chosen = np.linspace(0, len(clip_FHWC) - 1, columns).round().astype(int)
+        for column, frame in enumerate(chosen):
+            picture = Image.fromarray(clip_FHWC[frame]).resize(shown, Image.Resampling.BICUBIC)
             sheet.paste(picture, (column * shown[0], index * row_height + LABEL_HEIGHT))
     return sheet
 
@@ -84,14 +85,20 @@ def _draw_losses(axis: Any, rows: list[dict[str, Any]]) -> None:
         axis.plot(steps, smooth, color="0.75", label=f"training (mean of {window})")
     if validation:
         steps = [row["step"] for row in validation]
-        losses = [row["val_loss"] for row in validation]
-        axis.plot(steps, losses, "o-", color="tab:blue", label="validation")
+        highest = max(max(row["val_loss"], row["linear_loss"]) for row in validation)
+        axis.plot(
+            steps,
+            [row["val_loss"] for row in validation],
+            "o-",
+            color="tab:blue",
+            label="validation",
+        )
         for key, colour in (("gaussian_loss", "tab:orange"), ("linear_loss", "tab:red")):
             name = key.removesuffix("_loss")
             axis.axhline(
                 validation[-1][key], color=colour, linestyle="--", label=f"{name} denoiser"
             )
-        axis.set_ylim(0, 1.15 * max(*losses, *(validation[-1][k] for k in ("linear_loss",))))
+        axis.set_ylim(0, 1.15 * highest)
     axis.set_xlabel("step")
     axis.set_ylabel("loss")
     if train or validation:

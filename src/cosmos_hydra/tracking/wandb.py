@@ -33,7 +33,7 @@ class Wandb:
             name=config.name,
             id=_run_id(run),
             dir=str(run),
-            mode=config.log.wandb.name,
+            mode="online" if config.log.wandb is WandbMode.online else "offline",
             resume="allow",
             config=schema.to_dict(config),
             settings=wandb.Settings(

@@ -120,7 +120,9 @@ def load_transformer(transformer: nn.Module, folder: Path) -> str:
                     parameters[name].copy_(file.get_tensor(name))
     problems += [f"missing {name}" for name in sorted(missing)]
     if problems:
-        shown = "; ".join(problems[:20]) + (f"; and {len(problems) - 20} more" * (len(problems) > 20))
+        shown = "; ".join(problems[:20]) + (
+            f"; and {len(problems) - 20} more" * (len(problems) > 20)
+        )
         raise StageError(f"{folder} does not fit the model: {shown}")
     return weights_hash(folder)
 

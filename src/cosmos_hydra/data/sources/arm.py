@@ -12,15 +12,17 @@ SUPERSAMPLING = 3
 LINKS_M = (0.42, 0.38, 0.16)  # upper arm, forearm, hand
 BASE_HEIGHT_M = 0.12
 CUBE_M = 0.1
-COLOURS = {
+Colour = tuple[int, int, int]
+COLOURS: dict[str, Colour] = {
     "wall": (206, 214, 222),
     "floor": (150, 140, 128),
     "table": (186, 152, 112),
     "base": (70, 74, 82),
-    "links": ((240, 128, 32), (240, 128, 32), (90, 96, 106)),
+    "arm": (240, 128, 32),
+    "hand": (90, 96, 106),
     "joint": (44, 48, 56),
-    "cube": ((196, 40, 44), (226, 72, 70), (164, 28, 34)),
 }
+CUBE_COLOURS: tuple[Colour, ...] = ((196, 40, 44), (226, 72, 70), (164, 28, 34))
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,7 @@ def _draw(
         _draw_cube(draw, camera, cube_m)
     places, scales = camera.project(joints_m)
     widths_m = (0.2, 0.14, 0.12, 0.09)
-    colours = (COLOURS["base"], *COLOURS["links"])
+    colours = [COLOURS[part] for part in ("base", "arm", "arm", "hand")]
     for index, (width_m, colour) in enumerate(zip(widths_m, colours, strict=True)):
         radius = width_m * scales[index] / 2
         draw.line([places[index], places[index + 1]], fill=colour, width=round(2 * radius))
@@ -161,7 +163,7 @@ def _draw(
 
 
 def _disc(
-    draw: ImageDraw.ImageDraw, place: tuple[float, float], radius: float, colour: tuple
+    draw: ImageDraw.ImageDraw, place: tuple[float, float], radius: float, colour: Colour
 ) -> None:
     x, y = place
     draw.ellipse([x - radius, y - radius, x + radius, y + radius], fill=colour)
@@ -177,4 +179,4 @@ def _draw_cube(draw: ImageDraw.ImageDraw, camera: _Camera, centre_m: np.ndarray)
     colours = [0, 0, 2, 2, 1]
     distances = [np.linalg.norm(centre_m + corners[list(f)].mean(0) - camera.eye) for f in faces]
     for face in np.argsort(distances)[::-1]:
-        draw.polygon([places[i] for i in faces[face]], fill=COLOURS["cube"][colours[face]])
+        draw.polygon([places[i] for i in faces[face]], fill=CUBE_COLOURS[colours[face]])

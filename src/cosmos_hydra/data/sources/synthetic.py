@@ -25,7 +25,11 @@ def render_missing(data: DataConfig) -> None:
     ):
         if not names or not set(names) <= set(known):
             raise ConfigError(f"data.synthetic.{key}={names} is unknown; use {', '.join(known)}")
-    scenes = list(itertools.islice(itertools.cycle(itertools.product(wanted.motions, wanted.views)), wanted.num_videos))
+    scenes = list(
+        itertools.islice(
+            itertools.cycle(itertools.product(wanted.motions, wanted.views)), wanted.num_videos
+        )
+    )
     names = [f"{number:03d}_{motion}_{view}" for number, (motion, view) in enumerate(scenes)]
     missing = [item for item in enumerate(names) if not (root / f"{item[1]}.mp4").is_file()]
     if not missing:
@@ -44,8 +48,5 @@ def render_missing(data: DataConfig) -> None:
             )
             caption = f"A robot arm {MOTIONS[motion]}, seen {VIEWS[view].caption}."
             files.write_bytes(root / f"{name}.txt", f"{caption}\n".encode())
-            files.write_with(
-                root / f"{name}.mp4",
-                lambda path, frames=frames: write_mp4(path, frames, wanted.fps),
-            )
+            write_mp4(root / f"{name}.mp4", frames, wanted.fps)
             bar.advance()

@@ -2,10 +2,13 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 
 from cosmos_hydra.config import Precision
+
+Autocast = Callable[[], AbstractContextManager[Any]]
 
 
 def effective_precision(precision: Precision, device: torch.device) -> Precision:
@@ -15,9 +18,7 @@ def effective_precision(precision: Precision, device: torch.device) -> Precision
     return Precision.bf16 if device.type == "cuda" else Precision.fp32
 
 
-def autocast_for(
-    precision: Precision, device: torch.device
-) -> Callable[[], AbstractContextManager]:
+def autocast_for(precision: Precision, device: torch.device) -> Autocast:
     """Return a function that makes the context in which the network runs."""
     if effective_precision(precision, device) is Precision.fp32:
         return nullcontext

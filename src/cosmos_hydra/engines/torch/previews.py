@@ -1,17 +1,15 @@
 """Videos of fixed seeds and captions while training, so that progress can be seen."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
 
-from cosmos_hydra import files
 from cosmos_hydra.config import Config
 from cosmos_hydra.data.clips import TRAIN
 from cosmos_hydra.data.store import Sample, SampleStore
 from cosmos_hydra.data.video import to_pixels, write_mp4
 from cosmos_hydra.diffusion.generation import Request, generate_latent
+from cosmos_hydra.engines.torch.precision import Autocast
 from cosmos_hydra.models.tokenizer import load_tokenizer
 from cosmos_hydra.models.transformer import Denoiser
 from cosmos_hydra.tracking.pictures import contact_sheet, save_picture
@@ -45,18 +43,18 @@ class Previews:
         denoiser: Denoiser,
         step: int,
         device: torch.device,
-        autocast: Callable[[], AbstractContextManager],
+        autocast: Autocast,
     ) -> Path:
         """Write previews/step_N.png and an mp4 of each clip; return the picture's path."""
         denoiser.eval()
         generate, objective = self.config.generate, self.config.model.objective
         latents = []
         for sample in self.samples:
-            shape = tuple(sample.latent_CFHW.shape)
+            C, F, H, W = sample.latent_CFHW.shape
             request = Request(
                 text_TD=sample.text_TD,
                 negative_TD=None,
-                shape_CFHW=shape,
+                shape_CFHW=(C, F, H, W),
                 fps=sample.fps,
                 seed=SEED,
                 steps=self.config.trainer.preview_steps,
@@ -77,8 +75,5 @@ class Previews:
         for number, (sample, latent_CFHW) in enumerate(zip(self.samples, latents, strict=True)):
             frames_FHWC = to_pixels(tokenizer.decode(latent_CFHW[None])[0])
             rows.append((sample.caption, frames_FHWC))
-            files.write_with(
-                path.with_name(f"{path.stem}_{number}.mp4"),
-                lambda target, frames=frames_FHWC, fps=sample.fps: write_mp4(target, frames, fps),
-            )
+            write_mp4(path.with_name(f"{path.stem}_{number}.mp4"), frames_FHWC, sample.fps)
         save_picture(contact_sheet(rows), path)

@@ -50,9 +50,7 @@ logger = logging.getLogger(__name__)
 class Trainer:
     """One run; `train` does the work."""
 
-    def __init__(
-        self, config: Config, run: Path, store: SampleStore, device: torch.device
-    ) -> None:
+    def __init__(self, config: Config, run: Path, store: SampleStore, device: torch.device) -> None:
         self.config, self.run, self.store, self.device = config, run, store, device
         self.autocast = autocast_for(config.parallel.precision, device)
         self.fps = self._check_clip()
@@ -84,8 +82,9 @@ class Trainer:
             _, frames, height, width = found
             raise ConfigError(
                 f"data.path={data.path} holds clips of {1 + 8 * (frames - 1)} frames at "
-                f"{8 * height}x{8 * width}, not data.frames={data.frames} data.height={data.height} "
-                f"data.width={data.width}; set these to the samples' numbers"
+                f"{8 * height}x{8 * width}, not data.frames={data.frames} "
+                f"data.height={data.height} data.width={data.width}; "
+                f"set these to the samples' numbers"
             )
         return sample.fps
 
@@ -263,9 +262,7 @@ class Trainer:
                 )
 
         estimate_BCFHW = denoise(network, noisy_BCFHW, sigma_B, sigma_data)
-        return weighted_error(
-            estimate_BCFHW, clean_BCFHW, sigma_B, batch.padding_B1HW, sigma_data
-        )
+        return weighted_error(estimate_BCFHW, clean_BCFHW, sigma_B, batch.padding_B1HW, sigma_data)
 
     def _tokens(self, batches: list[Batch]) -> int:
         cells = sum(batch.latent_BCFHW[:, 0].numel() for batch in batches)
@@ -277,9 +274,7 @@ class Trainer:
         trainer = self.config.trainer
         is_end = self.step in (0, trainer.max_steps)
         if self.validation and (is_end or self.step % trainer.validate_every == 0):
-            row = self.validation.run(
-                self.denoiser, self.device, self.autocast, lambda: bool(stop)
-            )
+            row = self.validation.run(self.denoiser, self.device, self.autocast, lambda: bool(stop))
             if row is None:
                 return
             self.metrics.write({"step": self.step, **row})

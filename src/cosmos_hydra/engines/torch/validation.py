@@ -5,7 +5,6 @@ height/width.
 """
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +15,7 @@ from cosmos_hydra.data.clips import HELD_OUT, TRAIN
 from cosmos_hydra.data.store import Sample, SampleStore
 from cosmos_hydra.diffusion.baselines import Baselines, fit_baselines
 from cosmos_hydra.diffusion.edm import denoise, quantile_sigmas, weighted_error
+from cosmos_hydra.engines.torch.precision import Autocast
 from cosmos_hydra.models.transformer import Denoiser
 from cosmos_hydra.seeds import numpy_generator, torch_generator
 
@@ -80,7 +80,7 @@ class Validation:
         self,
         denoiser: Denoiser,
         device: torch.device,
-        autocast: Callable[[], AbstractContextManager],
+        autocast: Autocast,
         should_stop: Callable[[], bool] = lambda: False,
     ) -> dict[str, Any] | None:
         """Return the row for metrics.jsonl, or None when asked to stop before the end."""
@@ -99,12 +99,12 @@ class Validation:
         losses_B = torch.stack(errors).mean(0)
         row = {
             "val_loss": losses_B.mean().item(),
-            **{f"{name}_loss": rows.mean().item() for name, rows in self.baseline_rows.items()},
+            **{f"{name}_loss": b.mean().item() for name, b in self.baseline_rows.items()},
         }
         for index, sigma in enumerate(self.sigma_B.tolist()):
             row[f"val_loss_sigma_{sigma:.3g}"] = losses_B[index].item()
-            for name, rows in self.baseline_rows.items():
-                row[f"{name}_loss_sigma_{sigma:.3g}"] = rows[index].item()
+            for name, baseline_B in self.baseline_rows.items():
+                row[f"{name}_loss_sigma_{sigma:.3g}"] = baseline_B[index].item()
         return row
 
     def _estimate(
@@ -113,7 +113,7 @@ class Validation:
         case: _Case,
         rows: slice,
         device: torch.device,
-        autocast: Callable[[], AbstractContextManager],
+        autocast: Autocast,
     ) -> torch.Tensor:
         sigma_B, padding_B1HW = self.sigma_B[rows].to(device), case.padding_B1HW[rows].to(device)
         text_BTD = case.sample.text_TD.to(device).expand(len(sigma_B), -1, -1)

@@ -1,0 +1,187 @@
+"""Reading samples back: what is in them, and one clear error for each that is damaged."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from raw_videos import small_config, write_moving_video
+
+from cosmos_hydra.data.prepare import prepare
+from cosmos_hydra.data.store import open_store
+from cosmos_hydra.errors import StageError
+
+CPU = torch.device("cpu")
+CAPTION = 'A robot, seen from the left, "lifts" (5 kg)'
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with the samples of one video in both formats: `ours` and `nemo`."""
+    root = tmp_path_factory.mktemp("store")
+    write_moving_video(root / "raw" / "a.mp4", seed=0)
+    (root / "raw" / "a.txt").write_text(CAPTION)
+    for name, sample_format in (("ours", "safetensors"), ("nemo", "nemo")):
+        overrides = [f"data.format={sample_format}", "model.text_tokens=512"]
+        prepare(small_config(root, f"data.path={root / name}", *overrides), CPU)
+    return root
+
+
+def test_a_sample_has_a_latent_a_text_a_mask_a_rate_and_a_caption(root: Path) -> None:
+    sample = open_store(str(root / "ours")).load("0")
+    assert (sample.id, sample.caption, sample.fps) == ("0", CAPTION, 12.0)
+    assert (sample.latent_CFHW.shape, sample.latent_CFHW.dtype) == ((16, 1, 6, 8), torch.bfloat16)
+    assert (sample.text_TD.shape, sample.text_TD.dtype) == ((512, 1024), torch.bfloat16)
+    assert (sample.padding_1HW.shape, sample.padding_1HW.dtype) == ((1, 6, 8), torch.float32)
+
+
+def test_info_tells_the_size_of_the_clip_and_of_the_source(root: Path) -> None:
+    info = json.loads((root / "ours" / "0.info.json").read_text())
+    text = info.pop("text")
+    assert (root / "ours" / text).is_file()
+    assert info == {
+        "height": 48,
+        "width": 64,
+        "fps": 12.0,
+        "num_frames": 1,
+        "video_path": "a.mp4",
+        "start_frame": info["start_frame"],
+        "content": None,
+        "source": {"height": 48, "width": 64, "fps": 12.0, "num_frames": 17},
+    }
+
+
+def test_the_manifest_says_what_the_samples_are(root: Path) -> None:
+    manifest = open_store(str(root / "ours")).manifest
+    assert manifest["format_version"] == 1
+    assert manifest["tokenizer"]["kind"] == "toy"
+    assert manifest["text_encoder"] == {"kind": "hash", "num_tokens": 512, "dim": 1024}
+    assert manifest["config"]["data"]["fit"] == "crop"
+    video = manifest["videos"]["a.mp4"]
+    assert len(video.pop("sha256")) == 64
+    assert video == {
+        "num_frames": 17,
+        "fps": 12.0,
+        "height": 48,
+        "width": 64,
+        "caption": CAPTION,
+        "caption_from": "sidecar",
+    }
+    assert [entry["split"] for entry in manifest["samples"]] == ["train", "train", "held_out"]
+    assert set(manifest["samples"][0]) == {
+        "id",
+        "split",
+        "video",
+        "start_frame",
+        "fps",
+        "caption",
+    }
+
+
+def test_both_formats_hold_the_same_samples(root: Path) -> None:
+    nemo, ours = open_store(str(root / "nemo")), open_store(str(root / "ours"))
+    assert nemo.splits == ours.splits
+    assert nemo.captions == ours.captions
+    for sample_id in nemo.captions:
+        one, other = nemo.load(sample_id), ours.load(sample_id)
+        assert torch.equal(one.latent_CFHW, other.latent_CFHW)
+        assert torch.equal(one.text_TD, other.text_TD)
+        assert torch.equal(one.padding_1HW, other.padding_1HW)
+        assert (one.fps, one.caption) == (other.fps, other.caption)
+
+
+FILES = {
+    "ours": ["0.info.json", "0.video_latent.safetensors", "text/*.safetensors"],
+    "nemo": ["0.info.json", "0.video_latent.pth", "0.t5_text_embeddings.pth"],
+}
+DAMAGES = {
+    "cut": lambda content: content[: len(content) // 2],
+    "zeros": lambda content: bytes(len(content)),
+    "empty": lambda content: b"",
+    "list": lambda content: b"[1]",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", FILES)
+def test_a_damaged_file_is_one_error_that_names_it(
+    name: str, damage: str, root: Path, tmp_path: Path
+) -> None:
+    for pattern in FILES[name]:
+        folder = tmp_path / pattern.split("/")[0] / name
+        shutil.copytree(root / name, folder)
+        shutil.copy(root / "nemo.manifest.json", folder.with_name("nemo.manifest.json"))
+        (path,) = folder.glob(pattern)
+        path.write_bytes(DAMAGES[damage](path.read_bytes()))
+        with pytest.raises(StageError) as caught:
+            open_store(str(folder)).load("0")
+        assert str(caught.value) == (
+            f"data.path={folder} sample 0 cannot be read ({path.name} is damaged); "
+            f"remove the folder and preprocess again"
+        )
+        assert caught.value.exit_code == 1
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_is_one_error_that_names_it(name: str, root: Path, tmp_path: Path) -> None:
+    folder = tmp_path / name
+    for pattern in FILES[name]:
+        shutil.copytree(root / name, folder)
+        shutil.copy(root / "nemo.manifest.json", tmp_path)
+        (path,) = folder.glob(pattern)
+        path.unlink()
+        with pytest.raises(StageError, match="No such file or directory") as caught:
+            open_store(str(folder)).load("0")
+        assert str(caught.value).startswith(f"data.path={folder} sample 0 cannot be read (")
+        assert path.name in str(caught.value)
+        assert "\n" not in str(caught.value)
+        shutil.rmtree(folder)
+
+
+def test_tensor_files_are_never_unpickled_into_objects(root: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "nemo"
+    shutil.copytree(root / "nemo", folder)
+    torch.save({"latent": Path("x")}, folder / "0.video_latent.pth")
+    with pytest.raises(StageError, match=r"\(0.video_latent.pth is damaged\)"):
+        open_store(str(folder)).load("0")
+    torch.save({"latent": torch.zeros(2)}, folder / "0.video_latent.pth")
+    with pytest.raises(StageError, match=r"\(0.video_latent.pth is damaged\)"):
+        open_store(str(folder)).load("0")
+
+
+def test_a_text_file_outside_the_folder_is_refused(root: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "ours"
+    shutil.copytree(root / "ours", folder)
+    info = json.loads((folder / "0.info.json").read_text())
+    info["text"] = "../secret.safetensors"
+    (folder / "0.info.json").write_text(json.dumps(info))
+    with pytest.raises(StageError, match=r"text file ../secret.safetensors lies outside"):
+        open_store(str(folder)).load("0")
+
+
+@pytest.mark.parametrize("make", [False, True])
+def test_a_folder_without_samples_names_the_command_to_run(make: bool, tmp_path: Path) -> None:
+    folder = tmp_path / "nothing"
+    if make:
+        folder.mkdir()
+        (folder / "notes.md").write_text("empty")
+    with pytest.raises(StageError) as caught:
+        open_store(str(folder))
+    assert str(caught.value) == (
+        f"data.path={folder} holds no samples (no manifest.json); run: cosmos-hydra "
+        f"stage=preprocess data.path={folder} with the same data= and data.source="
+    )
+
+
+def test_a_manifest_that_is_damaged_or_of_another_version_is_refused(tmp_path: Path) -> None:
+    manifest = tmp_path / "manifest.json"
+    manifest.write_text("{")
+    with pytest.raises(StageError, match=r"manifest.json is damaged \(.*\); preprocess again$"):
+        open_store(str(tmp_path))
+    manifest.write_text('{"format_version": 99}')
+    with pytest.raises(StageError) as caught:
+        open_store(str(tmp_path))
+    assert str(caught.value) == (
+        f"{manifest} has format_version 99, this program reads 1; preprocess again"
+    )
