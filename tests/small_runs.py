@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from cosmos_hydra import config as schema
 from cosmos_hydra import runs
-from cosmos_hydra.config import Config
+from cosmos_hydra.config import Config, SyntheticConfig
 from cosmos_hydra.data.store import open_store
 from cosmos_hydra.engines.torch.trainer import Trainer
 from cosmos_hydra.job import Job
@@ -22,6 +22,7 @@ from cosmos_hydra.stages.generate import run as run_generate
 
 TIMINGS = ("step_s", "data_wait_s", "tokens_per_s")
 SAMPLES = "samples/synthetic-toy-9x48x64"
+FPS = SyntheticConfig().fps
 
 
 @cache

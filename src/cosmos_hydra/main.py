@@ -11,6 +11,8 @@ import os
 import shutil
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import hydra
@@ -24,7 +26,7 @@ from cosmos_hydra import config as schema
 from cosmos_hydra.checks import check, settle
 from cosmos_hydra.errors import ConfigError, CosmosError
 from cosmos_hydra.job import Job
-from cosmos_hydra.overrides import conf_folder, explain, quote_free_text
+from cosmos_hydra.overrides import conf_folder, explain, quote_free_text, refuse_null_groups
 from cosmos_hydra.runs import run_directory
 
 STAGES = {
@@ -64,13 +66,28 @@ def task(composed: DictConfig) -> object:
         overrides=tuple(OmegaConf.to_container(hydra_config.overrides.task, resolve=False)),
     )
     try:
-        return run_stages(_load(composed), job)
+        with _hydra_raises(False):
+            return run_stages(_load(composed), job)
     except CosmosError as error:
         _discard_if_unused(job.directory)
         if hydra_config.mode is RunMode.MULTIRUN:
             raise
         # SystemExit passes through Hydra without its own report
         raise SystemExit(report(error)) from None
+
+
+@contextmanager
+def _hydra_raises(is_raising: bool) -> Iterator[None]:
+    """Decide whether hydra.main raises or prints and exits; off while stages run, for children."""
+    before = os.environ.pop("HYDRA_FULL_ERROR", None)
+    if is_raising:
+        os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop("HYDRA_FULL_ERROR", None)
+        if before is not None:
+            os.environ["HYDRA_FULL_ERROR"] = before
 
 
 def _shown(path: Path) -> Path:
@@ -91,7 +108,10 @@ def _discard_if_unused(directory: Path) -> None:
     log = directory / "run.log"
     is_empty = {entry.name for entry in directory.iterdir()} <= {".hydra", "run.log"}
     if is_empty and log.is_file() and log.stat().st_size == 0:
-        shutil.rmtree(directory)
+        log.unlink()
+        shutil.rmtree(directory / ".hydra", ignore_errors=True)
+        if directory.resolve() != Path.cwd():
+            directory.rmdir()
 
 
 def report(error: CosmosError) -> int:
@@ -116,12 +136,11 @@ def main() -> None:
     sys.argv[1:] = quote_free_text(arguments)
     schema.register()
     OmegaConf.register_new_resolver("run_directory", run_directory, replace=True)
-    # makes hydra.main raise; put back so that child processes do not inherit it
-    before = os.environ.get("HYDRA_FULL_ERROR")
-    os.environ["HYDRA_FULL_ERROR"] = "1"
     entry = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")
     try:
-        entry(task)()
+        refuse_null_groups(arguments)
+        with _hydra_raises(True):
+            entry(task)()
     except (HydraException, OmegaConfBaseException) as error:
         sys.exit(report(explain(error, arguments)))
     except CosmosError as error:
@@ -130,8 +149,3 @@ def main() -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         sys.stderr.write("cosmos-hydra: interrupted; the same command goes on from here\n")
         sys.exit(INTERRUPTED)
-    finally:
-        if before is None:
-            os.environ.pop("HYDRA_FULL_ERROR", None)
-        else:
-            os.environ["HYDRA_FULL_ERROR"] = before

@@ -91,6 +91,14 @@ def typed_keys(overrides: Iterable[str]) -> set[str]:
     return {match["key"] for match in matches if match}
 
 
+def refuse_null_groups(arguments: list[str]) -> None:
+    """Raise ConfigError for `model=null` and the like; only an experiment can be left out."""
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if value == "null" and key in groups() and key != "experiment":
+            raise ConfigError(f"{argument} leaves the group empty; choose one of its options")
+
+
 def explain(error: Exception, arguments: list[str]) -> ConfigError:
     """Return a composition error of Hydra or OmegaConf as one line, with the nearest valid name."""
     cause: BaseException | None = error

@@ -54,6 +54,13 @@ def test_clips_of_a_video_do_not_depend_on_the_others() -> None:
         assert changed == {dropped}
 
 
+def test_videos_of_equal_length_are_cut_at_different_places() -> None:
+    infos = {f"{number}.mp4": steady(200) for number in range(4)}
+    clips = ClipPlanner(9, None, 5, 0.0, 0).plan(infos)
+    starts = {tuple(clip.start_frame for clip in clips if clip.video == name) for name in infos}
+    assert len(starts) == 4
+
+
 def test_one_clip_starts_in_each_equal_part_of_a_video() -> None:
     for length in (14, 50, 333):
         for seed in range(20):

@@ -11,6 +11,7 @@ from raw_videos import small_config, write_moving_video
 
 from cosmos_hydra.data.prepare import prepare
 from cosmos_hydra.data.store import open_store
+from cosmos_hydra.errors import StageError
 
 CPU = torch.device("cpu")
 TENSORS = ("video_latent", "t5_text_embeddings", "t5_text_mask")
@@ -90,6 +91,15 @@ def test_a_folder_of_the_old_script_is_read_without_a_manifest(root: Path, tmp_p
         assert torch.equal(sample.latent_CFHW, with_manifest.load(sample_id).latent_CFHW)
         assert sample.fps == 12.0
         assert not sample.padding_1HW.any()
+
+
+def test_an_unfinished_folder_of_ours_is_not_taken_for_one(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root / "samples", tmp_path / "cache")
+    (tmp_path / "cache.plan.json").write_text("{}")
+    with pytest.raises(
+        StageError, match=r"holds no samples \(no manifest.json\); run: cosmos-hydra"
+    ):
+        open_store(str(tmp_path / "cache"))
 
 
 def test_ids_may_be_any_text_before_the_first_dot(root: Path, tmp_path: Path) -> None:

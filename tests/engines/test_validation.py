@@ -11,13 +11,14 @@ from cosmos_hydra.data.store import SampleStore, open_store
 from cosmos_hydra.engines.torch.validation import Validation
 
 BASELINES = ("gaussian_loss", "linear_loss")
+THREE_SIGMAS = ("trainer.validation_sigmas=3", "model.objective.p_mean=0.0")
 
 
 @pytest.fixture(scope="module")
 def finished(small_samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a run of 4 steps, validated at 0, 2 and 4."""
     run = tmp_path_factory.mktemp("finished")
-    train(small_config(small_samples, "trainer.validation_sigmas=3"), run)
+    train(small_config(small_samples, *THREE_SIGMAS), run)
     return run
 
 
@@ -58,7 +59,7 @@ def test_the_baselines_are_constant_and_the_loss_moves(finished: Path) -> None:
 def test_identical_weights_have_identical_losses_in_another_run(
     small_samples: Path, finished: Path, tmp_path: Path
 ) -> None:
-    overrides = ["trainer.validation_sigmas=3", "trainer.max_steps=1", "optim.lr=0.1"]
+    overrides = [*THREE_SIGMAS, "trainer.max_steps=1", "optim.lr=0.1"]
     config = small_config(small_samples, *overrides, f"resume.path={finished}")
     train(config, tmp_path)
     assert {**validations(tmp_path)[0], "step": 4} == validations(finished)[-1]
@@ -70,7 +71,7 @@ def test_the_micro_batch_size_does_not_matter(
 ) -> None:
     config = small_config(
         small_samples,
-        "trainer.validation_sigmas=3",
+        *THREE_SIGMAS,
         f"trainer.global_batch_size={micro}",
         f"trainer.micro_batch_size={micro}",
         f"resume.path={finished}",
@@ -87,7 +88,7 @@ def test_untrained_weights_score_as_the_skip_connection_alone(
     small_samples: Path, finished: Path
 ) -> None:
     # the first prediction is zero, so the estimate is c_skip * noisy
-    config = small_config(small_samples, "trainer.validation_sigmas=3")
+    config = small_config(small_samples, *THREE_SIGMAS)
     validation = Validation(config, open_store(config.data.path))
     losses = []
     for case in validation.cases:

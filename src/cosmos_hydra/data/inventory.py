@@ -5,7 +5,6 @@ Invariant, printed and stored: found = kept + skipped(reason) + failed(reason), 
 
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from cosmos_hydra import config as schema
@@ -17,7 +16,12 @@ from cosmos_hydra.data.sources import Episode
 from cosmos_hydra.data.video import UnreadableVideo, VideoInfo, probe
 from cosmos_hydra.errors import StageError
 from cosmos_hydra.logs import progress
-from cosmos_hydra.models.identity import folder_identity
+from cosmos_hydra.models.identity import (
+    TEXT_ENCODER,
+    TOKENIZER,
+    folder_identity,
+    weights_folder,
+)
 
 # where videos and samples lie does not change what the samples are
 PLACES = ("name", "source", "path", "captions")
@@ -150,19 +154,24 @@ def _clip_counts(data: schema.DataConfig, clips: int, held_out: int) -> str:
 
 
 def settings(config: Config) -> dict[str, Any]:
-    """Return every setting that decides what the samples hold, JSON-ready."""
+    """Return every setting that decides what the samples hold, JSON-ready.
+
+    Raises: ConfigError when a folder of encoder weights lacks its files.
+    """
     data = {k: v for k, v in schema.to_dict(config.data).items() if k not in PLACES}
     model = config.model
     tokenizer: dict[str, Any] = {"kind": model.tokenizer.kind.name}
     if model.tokenizer.kind is TokenizerKind.cosmos and model.tokenizer.path:
-        tokenizer |= folder_identity(Path(model.tokenizer.path).expanduser())
+        path = weights_folder("model.tokenizer.path", model.tokenizer.path, TOKENIZER)
+        tokenizer |= folder_identity(path)
     text: dict[str, Any] = {
         "kind": model.text_encoder.kind.name,
         "tokens": model.text_tokens,
         "dim": model.text_dim,
     }
     if model.text_encoder.kind is TextEncoderKind.t5 and model.text_encoder.path:
-        text |= folder_identity(Path(model.text_encoder.path).expanduser())
+        path = weights_folder("model.text_encoder.path", model.text_encoder.path, TEXT_ENCODER)
+        text |= folder_identity(path)
     return {"data": data, "tokenizer": tokenizer, "text_encoder": text}
 
 

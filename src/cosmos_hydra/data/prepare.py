@@ -39,9 +39,11 @@ logger = logging.getLogger(__name__)
 def prepare(config: Config, device: torch.device) -> SampleStore:
     """Return the samples of the configured source, making those that are missing.
 
-    Raises: StageError when no sample can be made, or when data.path holds other samples.
+    Raises: ConfigError when encoder weights are missing; StageError when no sample can be made,
+    or when data.path holds other samples.
     """
     layout = Layout(Path(config.data.path).expanduser(), config.data.format)
+    wanted = settings(config)
     inventory = take_inventory(config)
     for line in messages(config, inventory):
         logger.info(line)
@@ -49,7 +51,7 @@ def prepare(config: Config, device: torch.device) -> SampleStore:
         name: {"sha256": inventory.hashes[name], "caption": episode.caption}
         for name, episode in inventory.episodes.items()
     }
-    plan = {"settings": settings(config), "videos": videos}
+    plan = {"settings": wanted, "videos": videos}
     if _is_done(layout, plan):
         logger.info(f"samples in {layout.folder} are up to date")
         return open_store(config.data.path)

@@ -219,7 +219,8 @@ def open_store(path: str) -> SampleStore:
         if layout.manifest.is_file():
             return SampleStore(layout, _read_manifest(layout.manifest))
     layout = Layout(folder, SampleFormat.nemo)
-    ids = foreign_ids(folder)
+    is_unfinished = layout.beside("plan.json").is_file()
+    ids = [] if is_unfinished else foreign_ids(folder)
     if not ids:
         raise StageError(
             f"data.path={path} holds no samples (no manifest.json); run: cosmos-hydra "

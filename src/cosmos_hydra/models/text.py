@@ -13,7 +13,7 @@ import torch
 
 from cosmos_hydra.config import ModelConfig, TextEncoderKind
 from cosmos_hydra.errors import ConfigError
-from cosmos_hydra.models.identity import folder_identity
+from cosmos_hydra.models.identity import TEXT_ENCODER, folder_identity, weights_folder
 from cosmos_hydra.seeds import torch_generator
 
 
@@ -101,13 +101,7 @@ def load_text_encoder(model: ModelConfig, device: torch.device) -> TextEncoder:
         return HashTextEncoder(model.text_tokens, model.text_dim)
     if not model.text_encoder.path:
         raise ConfigError("model.text_encoder.path=null; set it to the folder of the T5 encoder")
-    path = Path(model.text_encoder.path).expanduser()
-    for name in ("config.json", "*.safetensors"):
-        if not any(path.glob(name)):
-            raise ConfigError(
-                f"model.text_encoder.path={path} holds no {name}; "
-                f"it should be a folder of a T5 encoder in transformers layout"
-            )
+    path = weights_folder("model.text_encoder.path", model.text_encoder.path, TEXT_ENCODER)
     encoder = T5TextEncoder(path, model.text_tokens, device)
     dim = encoder.encoder.config.d_model
     if dim != model.text_dim:

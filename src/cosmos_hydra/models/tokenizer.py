@@ -12,7 +12,7 @@ import torch
 
 from cosmos_hydra.config import ModelConfig, TokenizerKind
 from cosmos_hydra.errors import ConfigError
-from cosmos_hydra.models.identity import folder_identity
+from cosmos_hydra.models.identity import TOKENIZER, folder_identity, weights_folder
 from cosmos_hydra.models.toy_tokenizer import ToyTokenizer
 
 
@@ -100,11 +100,5 @@ def load_tokenizer(model: ModelConfig, fitted: Path, device: torch.device) -> To
         return ToyTokenizer.load(fitted)
     if not model.tokenizer.path:
         raise ConfigError("model.tokenizer.path=null; set it to the folder of AutoencoderKLCosmos")
-    path = Path(model.tokenizer.path).expanduser()
-    for name in ("config.json", "*.safetensors"):
-        if not any(path.glob(name)):
-            raise ConfigError(
-                f"model.tokenizer.path={path} holds no {name}; "
-                f"it should be a folder of AutoencoderKLCosmos in diffusers layout"
-            )
+    path = weights_folder("model.tokenizer.path", model.tokenizer.path, TOKENIZER)
     return CosmosTokenizer(path, device)

@@ -1,0 +1,85 @@
+"""What only a CUDA device can show; skipped without one."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SMALL, Command
+from safetensors.torch import load_file
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+MATRIX_PRODUCT = """
+from cosmos_hydra.data.decoder import decord
+import torch
+ones = torch.ones(512, 512)
+assert bool(((ones @ ones) == 512).all()), "matrix product is wrong"
+maps = open("/proc/self/maps").read()
+assert "libnvblas" not in maps, "libnvblas is loaded"
+"""
+
+
+def weights(folder: Path, step: int) -> dict[str, torch.Tensor]:
+    run = folder / "runs/tiny-synthetic/checkpoints"
+    return load_file(run / f"step_{step:06d}/transformer/diffusion_pytorch_model.safetensors")
+
+
+def test_importing_decord_first_leaves_matrix_products_right() -> None:
+    subprocess.run([sys.executable, "-c", MATRIX_PRODUCT], check=True)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_pipeline_runs_on_the_gpu_and_a_resumed_run_ends_where_an_uninterrupted_one_does(
+    command: Command, tmp_path: Path, precision: str
+) -> None:
+    folders = [tmp_path / "whole", tmp_path / "parts"]
+    for folder in folders:
+        folder.mkdir()
+    settings = ("stage=pipeline", *SMALL, f"parallel.precision={precision}", "engine.device=cuda")
+    assert command(*settings, cwd=folders[0]).code == 0
+    assert command(*settings, "trainer.max_steps=2", cwd=folders[1]).code == 0
+    resumed = command(*settings, cwd=folders[1])
+    assert resumed.code == 0, resumed
+    assert "resuming step 2/4" in resumed.stdout
+    whole, parts = (weights(folder, 4) for folder in folders)
+    for name, tensor in whole.items():
+        torch.testing.assert_close(parts[name], tensor, rtol=1e-4, atol=1e-6)
+    manifest = json.loads(
+        (folders[0] / "runs/tiny-synthetic/checkpoints/step_000004/manifest.json").read_text()
+    )
+    assert manifest["effective"] == {"device": "cuda", "precision": precision}
+
+
+def test_bf16_validation_is_close_to_fp32(command: Command, tmp_path: Path) -> None:
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        outcome = command(
+            "stage=pipeline",
+            *SMALL,
+            "pipeline.stages=[preprocess,post_train]",
+            f"parallel.precision={precision}",
+            f"name={precision}",
+            cwd=tmp_path,
+        )
+        assert outcome.code == 0, outcome
+        rows = (tmp_path / f"runs/{precision}/metrics.jsonl").read_text().splitlines()
+        losses[precision] = [row["val_loss"] for row in map(json.loads, rows) if "val_loss" in row]
+    for exact, rounded in zip(losses["fp32"], losses["bf16"], strict=True):
+        assert rounded == pytest.approx(exact, rel=0.02)
+
+
+def test_recompute_and_compile_train_on_the_gpu(command: Command, tmp_path: Path) -> None:
+    outcome = command(
+        "stage=pipeline",
+        *SMALL,
+        "pipeline.stages=[preprocess,post_train]",
+        "parallel.recompute=full",
+        "parallel.compile=true",
+        cwd=tmp_path,
+    )
+    assert outcome.code == 0, outcome
