@@ -52,9 +52,7 @@ Command = Callable[..., Outcome]
 
 
 @pytest.fixture
-def command(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Command:
+def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
     """Run `cosmos-hydra` in this process, as typed in a shell, in the folder `cwd`."""
 
     def run(*arguments: str, cwd: Path) -> Outcome:

@@ -15,13 +15,14 @@ def run_directory(
     """
     stage_name, mode_name = (getattr(item, "name", item) for item in (stage, mode))
     if stage_name == "generate" and (checkpoint or out):
-        return str(Path(out) if out else videos_folder(Path(str(checkpoint))))
-    directory = Path(runs) / name
+        given = Path(str(out or checkpoint)).expanduser()
+        return str(given if out else videos_folder(given))
+    directory = Path(runs).expanduser() / name
     if mode_name == "fresh" and stage_name in ("post_train", "pipeline"):
         number = 2
         fresh = directory
         while steps(fresh):
-            fresh = directory.with_name(f"{name}-{number}")
+            fresh = directory.with_name(f"{directory.name}-{number}")
             number += 1
         return str(fresh)
     return str(directory)

@@ -41,6 +41,17 @@ def test_a_run_stands_for_its_newest_step_and_a_step_for_itself(
     assert content["run"] == content["newest"] != content["older"]
 
 
+def test_without_a_checkpoint_the_run_of_the_name_is_taken(
+    command: Command, small_samples: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "runs" / "one"
+    train(small_config(small_samples, "trainer.max_steps=1", "trainer.validate_every=0"), run)
+    typed = [*QUICK, "name=one", "generate.prompt=a robot"]
+    for out, place in ((["generate.out=there"], tmp_path / "there"), ([], run / "videos")):
+        assert command(*typed, *out, cwd=tmp_path).code == 0
+        assert len(list(place.glob("*.mp4"))) == 1
+
+
 def test_without_a_prompt_the_training_captions_are_shown_below_the_run(
     command: Command, small_samples: Path, tmp_path: Path
 ) -> None:

@@ -7,6 +7,7 @@ tokenizer asks for [-1, 1].
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,12 @@ def _seeks_exactly(path: Path, reader: Any) -> bool:
     """
     if _start_times(reader) is None:
         return False
+    return _shown_key_frames(path, path.stat().st_mtime_ns) == list(reader.get_key_indices())
+
+
+@lru_cache(maxsize=64)
+def _shown_key_frames(path: Path, modified_ns: int) -> list[int]:
+    """Return which frames, in the order they are shown, are key frames; reads no pixels."""
     with av.open(str(path)) as container:
         packets = [
             (packet.pts, packet.is_keyframe)
@@ -104,7 +111,7 @@ def _seeks_exactly(path: Path, reader: Any) -> bool:
             if packet.size
         ]
     shown = [is_key for _, is_key in sorted(packets, key=lambda packet: packet[0] or 0)]
-    return list(np.flatnonzero(shown)) == list(reader.get_key_indices())
+    return [int(index) for index in np.flatnonzero(shown)]
 
 
 def _start_times(reader: Any) -> np.ndarray | None:

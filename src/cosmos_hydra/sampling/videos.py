@@ -136,9 +136,10 @@ def _load_denoiser(
     transformer = build_transformer(config.model)
     diffusers.load_transformer(transformer, weights.transformer)
     if precision is Precision.bf16:
-        transformer.to(torch.bfloat16)
-        # small, and summed over three axes before it is normalised
-        transformer.learnable_pos_embed.float()
+        for name, part in transformer.named_children():
+            # position tables stay exact: small, and summed over three axes before normalising
+            if name != "learnable_pos_embed":
+                part.to(torch.bfloat16)
     return Denoiser(transformer).requires_grad_(False).eval().to(device)
 
 

@@ -19,14 +19,18 @@ logger = logging.getLogger(__name__)
 
 def run(config: Config, job: Job) -> list[Path]:
     """Make the videos that are not there yet and return the paths of all."""
-    if config.checkpoint is None and not runs.steps(job.directory):
+    is_own_folder = config.stage is Stage.generate and bool(
+        config.checkpoint or config.generate.out
+    )
+    run = Path(config.paths.runs).expanduser() / config.name if is_own_folder else job.directory
+    if config.checkpoint is None and not runs.steps(run):
         raise ConfigError("checkpoint=null; set it to a run, a step of a run or a diffusers folder")
-    weights = locate(config.checkpoint or str(job.directory), "checkpoint")
+    weights = locate(config.checkpoint or str(run), "checkpoint")
     config = adopt(config, job.typed, weights)
     prompts = collect_prompts(config, weights)
     device = pick_device(config.engine.device)
-    is_own_folder = config.stage is Stage.generate and config.checkpoint is not None
-    out = job.directory if is_own_folder else Path(config.generate.out or job.directory / "videos")
+    videos_below = Path(config.generate.out or job.directory / "videos").expanduser()
+    out = job.directory if is_own_folder else videos_below
     logger.info(f"generating with {weights} on {device}: {len(prompts)} prompts, into {out}")
     common = common_facts(config, weights, device)
     videos = plan_videos(config, job, prompts, weights, common, out)

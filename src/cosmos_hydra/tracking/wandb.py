@@ -66,7 +66,8 @@ class Wandb:
         try:
             action()
         except Exception as error:  # noqa: BLE001 (a third party's failure must not stop training)
-            logger.warning(f"log.wandb: {type(error).__name__}: {error}; going on without it")
+            reason = " ".join(str(error).split())
+            logger.warning(f"log.wandb: {type(error).__name__}: {reason}; going on without it")
             self.run = None
 
 
