@@ -13,6 +13,9 @@ import pytest
 
 from cosmos_hydra.main import main
 
+# tiny tensors gain nothing from threads, and two cores lose by them
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # a pipeline of seconds: 6 rendered videos of 17 frames, clips of 9 frames, latents 2x6x8
 SMALL = (
     "data.synthetic.num_videos=6",

@@ -9,10 +9,13 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 TEMPORARY_SUFFIX = ".tmp"
+UMASK = os.umask(0)
+os.umask(UMASK)
 
 
 def sync(path: Path) -> None:
@@ -34,6 +37,7 @@ def write_with(path: Path, write: Callable[[Path], object]) -> None:
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{TEMPORARY_SUFFIX}{path.suffix}")
     try:
         write(temporary)
+        _open_to_readers(temporary)
         sync(temporary)
         temporary.replace(path)
     finally:
@@ -63,6 +67,8 @@ def new_folder(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         for file in temporary.rglob("*"):
+            if file.is_file():
+                _open_to_readers(file)
             sync(file)
         sync(temporary)
         if path.exists():
@@ -73,8 +79,19 @@ def new_folder(path: Path) -> Iterator[Path]:
     sync(path.parent)
 
 
+def _open_to_readers(file: Path) -> None:
+    """Give a file the permissions that the user's umask asks for; safetensors makes it private."""
+    file.chmod(0o666 & ~UMASK)
+
+
 def sha256_of(path: Path) -> str:
-    """Return the hex digest of a file's content."""
+    """Return the hex digest of a file's content, reading an unchanged file once a process."""
+    status = path.stat()
+    return _sha256(path, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _sha256(path: Path, size_bytes: int, modified_ns: int) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 22):

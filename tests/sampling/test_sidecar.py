@@ -109,6 +109,7 @@ def test_the_sidecar_holds_everything_that_decides_the_content(
         "weights_sha256": weights_hash(transformer),
         "device": "cpu",
         "precision": "fp32",
+        "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "cosmos_hydra": cosmos_hydra.__version__,
         "text_encoder": {"kind": "hash", "num_tokens": 16, "dim": 1024},

@@ -4,8 +4,10 @@ Legend: T text tokens (512), D channels (1024). Rows past the caption are zero; 
 attends to them all the same, as the original does.
 """
 
+import json
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -58,19 +60,31 @@ class HashTextEncoder:
 
 
 class T5TextEncoder:
-    """The T5 encoder (t5-11b for the released models) from a folder in transformers layout."""
+    """The T5 encoder (t5-11b for the released models) from a folder in transformers layout.
+
+    Loaded on first use.
+    """
 
     def __init__(self, path: Path, num_tokens: int, device: torch.device) -> None:
-        from transformers import AutoTokenizer, T5EncoderModel
-
         self.path, self.num_tokens, self.device = path, num_tokens, device
-        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-        self.tokenizer = AutoTokenizer.from_pretrained(_tokenizer_folder(path))
-        self.encoder = (
-            T5EncoderModel.from_pretrained(path, dtype=dtype, use_safetensors=True)
+        self.tokenizer_path = _tokenizer_folder(path)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(self.tokenizer_path)
+
+    @cached_property
+    def encoder(self) -> Any:
+        from transformers import T5EncoderModel
+
+        dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        return (
+            T5EncoderModel.from_pretrained(self.path, dtype=dtype, use_safetensors=True)
             .requires_grad_(False)
             .eval()
-            .to(device)
+            .to(self.device)
         )
 
     @property
@@ -102,14 +116,13 @@ def load_text_encoder(model: ModelConfig, device: torch.device) -> TextEncoder:
     if not model.text_encoder.path:
         raise ConfigError("model.text_encoder.path=null; set it to the folder of the T5 encoder")
     path = weights_folder("model.text_encoder.path", model.text_encoder.path, TEXT_ENCODER)
-    encoder = T5TextEncoder(path, model.text_tokens, device)
-    dim = encoder.encoder.config.d_model
+    dim = json.loads((path / "config.json").read_text()).get("d_model")
     if dim != model.text_dim:
         raise ConfigError(
             f"model.text_encoder.path={path} gives {dim} channels but "
             f"model.text_dim={model.text_dim}; choose an encoder that fits the model"
         )
-    return encoder
+    return T5TextEncoder(path, model.text_tokens, device)
 
 
 def _tokenizer_folder(path: Path) -> Path:

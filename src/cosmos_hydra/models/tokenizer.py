@@ -5,6 +5,7 @@ Both are causal with factor 8 in time and space and 16 channels: F frames, 1 or 
 Legend: B batch, C channels, F frames (pixel or latent), H W height/width (pixel or latent).
 """
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,27 +35,26 @@ class CosmosTokenizer:
     """AutoencoderKLCosmos from a folder in diffusers layout, deterministic.
 
     Latents are (z - mean) / std with one number per channel and latent frame, cut to the clip's
-    latent frames (diffusers `CosmosTextToWorldPipeline`).
+    latent frames (diffusers `CosmosTextToWorldPipeline`). Loaded on first use.
     """
 
     def __init__(self, path: Path, device: torch.device) -> None:
-        from diffusers import AutoencoderKLCosmos
-
         self.device = device
         self.dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         self.path = path
-        self.autoencoder = (
-            AutoencoderKLCosmos.from_pretrained(path, torch_dtype=self.dtype, use_safetensors=True)
+
+    @cached_property
+    def autoencoder(self) -> Any:
+        from diffusers import AutoencoderKLCosmos
+
+        return (
+            AutoencoderKLCosmos.from_pretrained(
+                self.path, torch_dtype=self.dtype, use_safetensors=True
+            )
             .requires_grad_(False)
             .eval()
-            .to(device)
+            .to(self.device)
         )
-        config = self.autoencoder.config
-        channels = config.latent_channels
-        mean = config.latents_mean or [0.0] * channels
-        std = config.latents_std or [1.0] * channels
-        self.mean_CF = torch.tensor(mean, device=device).view(channels, -1)
-        self.std_CF = torch.tensor(std, device=device).view(channels, -1)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -75,17 +75,22 @@ class CosmosTokenizer:
 
     def _statistics(self, num_frames: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return mean and standard deviation as [1, C, F, 1, 1]."""
-        known = self.mean_CF.shape[1]
-        if known == 1:
-            known = num_frames
+        config = self.autoencoder.config
+        channels = config.latent_channels
+        mean = config.latents_mean or [0.0] * channels
+        std = config.latents_std or [1.0] * channels
+        mean_CF = torch.tensor(mean, device=self.device).view(channels, -1)
+        std_CF = torch.tensor(std, device=self.device).view(channels, -1)
+        # one number a channel serves every frame
+        known = mean_CF.shape[1] if mean_CF.shape[1] > 1 else num_frames
         if num_frames > known:
             raise ConfigError(
                 f"data.frames gives {num_frames} latent frames but the tokenizer has statistics "
                 f"for {known}; at most {1 + 8 * (known - 1)} frames"
             )
         return (
-            self.mean_CF[None, :, :num_frames, None, None],
-            self.std_CF[None, :, :num_frames, None, None],
+            mean_CF[None, :, :num_frames, None, None],
+            std_CF[None, :, :num_frames, None, None],
         )
 
 

@@ -45,14 +45,16 @@ def common_facts(config: Config, weights: Located, device: torch.device) -> dict
         "weights_sha256": diffusers.weights_hash(weights.transformer),
         "device": str(device),
         "precision": precision.name,
+        # the order of a CPU's sums, and so the last bits, follow the number of threads
+        "threads": torch.get_num_threads() if device.type == "cpu" else None,
         "torch": torch.__version__,
         "cosmos_hydra": cosmos_hydra.__version__,
     }
-    loaded: dict[str, Tokenizer | TextEncoder] = {
-        "tokenizer": load_tokenizer(config.model, fitted, torch.device("cpu")),
-        "text_encoder": load_text_encoder(config.model, torch.device("cpu")),
+    parts: dict[str, Tokenizer | TextEncoder] = {
+        "tokenizer": load_tokenizer(config.model, fitted, device),
+        "text_encoder": load_text_encoder(config.model, device),
     }
-    for name, part in loaded.items():
+    for name, part in parts.items():
         facts[name] = part.identity
         trained_with = manifest.get(name)
         if trained_with and trained_with != part.identity:

@@ -29,8 +29,8 @@ def run(config: Config, job: Job) -> list[Path]:
     config = adopt(config, job.typed, weights)
     prompts = collect_prompts(config, weights)
     device = pick_device(config.engine.device)
-    videos_below = Path(config.generate.out or job.directory / "videos").expanduser()
-    out = job.directory if is_own_folder else videos_below
+    videos_below = job.directory if is_own_folder else job.directory / "videos"
+    out = Path(config.generate.out or videos_below).expanduser()
     logger.info(f"generating with {weights} on {device}: {len(prompts)} prompts, into {out}")
     common = common_facts(config, weights, device)
     videos = plan_videos(config, job, prompts, weights, common, out)

@@ -137,7 +137,11 @@ class Trainer:
         Raises: KeyboardInterrupt, Preempted or StageError after saving.
         """
         config, trainer = self.config, self.config.trainer
-        if self.step >= trainer.max_steps:
+        self.metrics = Metrics(self.run / "metrics.jsonl", self.step)
+        # a run that was stopped in its last step still lacks the last validation
+        is_validated = self.metrics.has_validation or not trainer.validate_every
+        if self.step >= trainer.max_steps and is_validated:
+            self.metrics.close()
             logger.info(
                 f"{self.run} has finished at step {self.step}; "
                 f"raise trainer.max_steps, or use resume.mode=fresh"
@@ -150,7 +154,6 @@ class Trainer:
             f"{len(self.store.splits[TRAIN])} samples, "
             f"steps {self.step} to {trainer.max_steps}; run {self.run}"
         )
-        self.metrics = Metrics(self.run / "metrics.jsonl", self.step)
         self.wandb = Wandb(config, self.run)
         self.saved_step = self.step
         with stop_on_signal() as stop:
