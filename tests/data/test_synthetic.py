@@ -10,6 +10,7 @@ from cosmos_hydra.config import DataConfig
 from cosmos_hydra.data.sources import find
 from cosmos_hydra.data.sources.arm import MOTIONS, VIEWS, render
 from cosmos_hydra.data.video import decode, probe
+from cosmos_hydra.errors import ConfigError, StageError
 
 
 def data_of(root: Path, *overrides: str) -> DataConfig:
@@ -19,7 +20,8 @@ def data_of(root: Path, *overrides: str) -> DataConfig:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    videos = (path for path in sorted(folder.iterdir()) if path.name != "render.json")
+    return {path.name: path.read_bytes() for path in videos}
 
 
 def test_equal_seeds_give_equal_bytes_and_other_seeds_other_videos(tmp_path: Path) -> None:
@@ -41,6 +43,28 @@ def test_a_video_does_not_depend_on_how_many_are_rendered(tmp_path: Path) -> Non
     all_files = contents(Path(many.source))
     assert contents(Path(few.source)).items() <= all_files.items()
     assert len(all_files) == 10
+
+
+def test_a_folder_rendered_with_other_settings_is_refused(tmp_path: Path) -> None:
+    data = data_of(tmp_path)
+    find(data)
+    before = contents(Path(data.source))
+    data.synthetic.views = ["front"]
+    refusal = (
+        r"holds videos rendered otherwise \(data.synthetic.views: \['front', 'left', 'right', "
+        r"'above'\] -> \['front'\]\); choose another data.source or data.name, or remove"
+    )
+    with pytest.raises(StageError, match=refusal):
+        find(data)
+    assert contents(Path(data.source)) == before
+
+
+def test_unknown_views_are_refused_with_the_known_ones(tmp_path: Path) -> None:
+    data = data_of(tmp_path)
+    data.synthetic.views = ["behind"]
+    refusal = r"data.synthetic.views=\['behind'\] is unknown; use front, left, right, above"
+    with pytest.raises(ConfigError, match=refusal):
+        find(data)
 
 
 def test_interrupted_rendering_goes_on(tmp_path: Path) -> None:

@@ -173,14 +173,3 @@ def settings(config: Config) -> dict[str, Any]:
         path = weights_folder("model.text_encoder.path", model.text_encoder.path, TEXT_ENCODER)
         text |= folder_identity(path)
     return {"data": data, "tokenizer": tokenizer, "text_encoder": text}
-
-
-def difference(old: Any, new: Any, key: str = "") -> list[str]:
-    """Return `key: old -> new` for every value that differs between two JSON values."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        found = []
-        for name in sorted(old.keys() | new.keys()):
-            inner = f"{key}.{name}" if key else name
-            found += difference(old.get(name), new.get(name), inner)
-        return found
-    return [] if old == new else [f"{key}: {old} -> {new}"]

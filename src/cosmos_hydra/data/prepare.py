@@ -15,11 +15,11 @@ import torch
 
 from cosmos_hydra import config as schema
 from cosmos_hydra import files
+from cosmos_hydra.changes import difference
 from cosmos_hydra.config import Config, TokenizerKind
 from cosmos_hydra.data.clips import TRAIN, Clip
 from cosmos_hydra.data.inventory import (
     Inventory,
-    difference,
     messages,
     settings,
     take_inventory,

@@ -1,17 +1,21 @@
 """Rendered videos of a robot arm, written as H.264 files and read back like any other video.
 
-Every video shows one motion from one view; motion and view are in its caption, phase, speed and
-reach are drawn per video. Files that exist are kept, so rendering can be interrupted.
+Every video shows one motion from one view; both are in its caption. Phase, speed and a small turn
+are drawn per video. Files that exist are kept, so rendering can be interrupted.
 """
 
 import itertools
+import json
 from pathlib import Path
+from typing import Any
 
+from cosmos_hydra import config as schema
 from cosmos_hydra import files
+from cosmos_hydra.changes import difference
 from cosmos_hydra.config import DataConfig
 from cosmos_hydra.data.sources.arm import MOTIONS, VIEWS, render
 from cosmos_hydra.data.video import write_mp4
-from cosmos_hydra.errors import ConfigError
+from cosmos_hydra.errors import ConfigError, StageError
 from cosmos_hydra.logs import progress
 from cosmos_hydra.seeds import numpy_generator
 
@@ -30,6 +34,7 @@ def render_missing(data: DataConfig) -> None:
             itertools.cycle(itertools.product(wanted.motions, wanted.views)), wanted.num_videos
         )
     )
+    _keep_settings(root, {"seed": data.seed, **schema.to_dict(wanted)})
     names = [f"{number:03d}_{motion}_{view}" for number, (motion, view) in enumerate(scenes)]
     missing = [item for item in enumerate(names) if not (root / f"{item[1]}.mp4").is_file()]
     if not missing:
@@ -50,3 +55,17 @@ def render_missing(data: DataConfig) -> None:
             files.write_bytes(root / f"{name}.txt", f"{caption}\n".encode())
             write_mp4(root / f"{name}.mp4", frames, wanted.fps)
             bar.advance()
+
+
+def _keep_settings(root: Path, settings: dict[str, Any]) -> None:
+    """Write render.json beside the videos; refuse a folder rendered with other settings."""
+    file = root / "render.json"
+    if not file.is_file():
+        files.write_json(file, settings)
+        return
+    changes = difference(json.loads(file.read_text()), settings, "data.synthetic")
+    if changes:
+        raise StageError(
+            f"data.source={root} holds videos rendered otherwise ({', '.join(changes)}); "
+            f"choose another data.source or data.name, or remove the folder"
+        )

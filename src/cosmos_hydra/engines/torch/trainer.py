@@ -14,9 +14,9 @@ import torch
 
 import cosmos_hydra
 from cosmos_hydra import config as schema
+from cosmos_hydra.changes import difference
 from cosmos_hydra.config import Config, Recompute, ResumeMode, TokenizerKind
 from cosmos_hydra.data.clips import TRAIN, latent_shape
-from cosmos_hydra.data.inventory import difference
 from cosmos_hydra.data.loader import Batch, Loader
 from cosmos_hydra.data.store import SampleStore
 from cosmos_hydra.diffusion.edm import denoise, weighted_error

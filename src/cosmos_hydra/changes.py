@@ -1,0 +1,14 @@
+"""What changed between two configs or plans, in words a message can carry."""
+
+from typing import Any
+
+
+def difference(old: Any, new: Any, key: str = "") -> list[str]:
+    """Return `key: old -> new` for every value that differs between two JSON values."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        found = []
+        for name in sorted(old.keys() | new.keys()):
+            inner = f"{key}.{name}" if key else name
+            found += difference(old.get(name), new.get(name), inner)
+        return found
+    return [] if old == new else [f"{key}: {old} -> {new}"]
