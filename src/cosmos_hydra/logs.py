@@ -38,7 +38,14 @@ class Progress:
         self.last_line_s = self.started_s
         self.values = ""
         self.bar = (
-            tqdm(desc=title, total=total, unit=unit, initial=start, file=sys.stderr, leave=False)
+            tqdm(
+                desc=title,
+                total=total,
+                unit=f" {unit}",
+                initial=start,
+                file=sys.stderr,
+                leave=False,
+            )
             if sys.stderr.isatty()
             else None
         )
