@@ -14,9 +14,8 @@ import torch
 
 import cosmos_hydra
 from cosmos_hydra import config as schema
-from cosmos_hydra.changes import difference
-from cosmos_hydra.config import Config, Recompute, ResumeMode, TokenizerKind
-from cosmos_hydra.data.clips import TRAIN, latent_shape
+from cosmos_hydra.config import Config, Recompute, TokenizerKind
+from cosmos_hydra.data.clips import TRAIN
 from cosmos_hydra.data.loader import Batch, Loader
 from cosmos_hydra.data.store import SampleStore
 from cosmos_hydra.diffusion.edm import denoise, weighted_error
@@ -25,24 +24,14 @@ from cosmos_hydra.engines.torch.optimizer import build_optimizer, learning_rate
 from cosmos_hydra.engines.torch.precision import autocast_for, effective_precision
 from cosmos_hydra.engines.torch.previews import Previews
 from cosmos_hydra.engines.torch.signals import StopRequest, stop_on_signal
+from cosmos_hydra.engines.torch.start import check_clip, fill, plan_start
 from cosmos_hydra.engines.torch.validation import Validation
-from cosmos_hydra.errors import ConfigError, Preempted, StageError
+from cosmos_hydra.errors import Preempted, StageError
 from cosmos_hydra.logs import progress
-from cosmos_hydra.models.transformer import Denoiser, build_transformer, initialise
+from cosmos_hydra.models.transformer import Denoiser, build_transformer
 from cosmos_hydra.tracking.metrics import Metrics
 from cosmos_hydra.tracking.wandb import Wandb
-from cosmos_hydra.weights import diffusers
-from cosmos_hydra.weights.locate import locate
 
-# a resumed run must not differ in these; folders may move, the rest is logged
-FIXED = ("model.", "seed", "trainer.global_batch_size", "optim.betas", "optim.eps")
-MOVABLE = (
-    "model.weights.",
-    "model.tokenizer.path",
-    "model.text_encoder.path",
-    "model.default_lr",
-    "model.default_guidance",
-)
 MAX_CAPTIONS = 64  # remembered in a checkpoint
 logger = logging.getLogger(__name__)
 
@@ -53,7 +42,8 @@ class Trainer:
     def __init__(self, config: Config, run: Path, store: SampleStore, device: torch.device) -> None:
         self.config, self.run, self.store, self.device = config, run, store, device
         self.autocast = autocast_for(config.parallel.precision, device)
-        self.fps = self._check_clip()
+        self.fps = check_clip(config, store)
+        start = plan_start(config, run, store)
         fitted = store.layout.tokenizer
         is_toy = config.model.tokenizer.kind is TokenizerKind.toy
         self.fitted_tokenizer = fitted if is_toy and fitted.is_file() else None
@@ -62,9 +52,8 @@ class Trainer:
             transformer.enable_gradient_checkpointing()
         self.denoiser = Denoiser(transformer).to(device)
         self.optimizer = build_optimizer(self.denoiser, config.optim)
-        self.step = 0
+        self.step = fill(start, config, transformer, self.optimizer)
         self.is_consistent = True  # false while the optimizer changes weights
-        self._start()
         if config.parallel.compile:
             for block in transformer.transformer_blocks:
                 block.compile()
@@ -72,63 +61,6 @@ class Trainer:
     @property
     def transformer(self) -> torch.nn.Module:
         return self.denoiser.transformer
-
-    def _check_clip(self) -> float:
-        """Return the fps of the first sample, after comparing its size with the config."""
-        data, channels = self.config.data, self.config.model.latent_channels
-        sample = self.store.load(self.store.splits[TRAIN][0])
-        found = tuple(sample.latent_CFHW.shape)
-        if found != latent_shape(data, channels):
-            _, frames, height, width = found
-            raise ConfigError(
-                f"data.path={data.path} holds clips of {1 + 8 * (frames - 1)} frames at "
-                f"{8 * height}x{8 * width}, not data.frames={data.frames} "
-                f"data.height={data.height} data.width={data.width}; "
-                f"set these to the samples' numbers"
-            )
-        return sample.fps
-
-    def _start(self) -> None:
-        """Fill the weights: from this run's newest checkpoint, from given weights, or at random."""
-        config, mode = self.config, self.config.resume.mode
-        found = checkpoint.newest(self.run)
-        if found is not None:
-            if mode is ResumeMode.never:
-                raise ConfigError(
-                    f"resume.mode=never but {self.run} holds step {found.step}; "
-                    f"choose another name or resume.mode=auto"
-                )
-            self._check_unchanged(found.manifest)
-            checkpoint.restore(found, self.transformer, self.optimizer)
-            self.step = found.step
-            logger.info(f"resuming step {self.step}/{config.trainer.max_steps} of {self.run}")
-            return
-        for key, path in (
-            ("resume.path", config.resume.path),
-            ("model.weights.path", config.model.weights.path),
-        ):
-            if path:
-                weights = locate(path, key)
-                diffusers.check_config(weights.transformer, config.model, key)
-                digest = diffusers.load_transformer(self.transformer, weights.transformer)
-                logger.info(f"starting from {weights} (sha256 {digest[:12]})")
-                return
-        initialise(self.transformer, config.seed)
-        logger.info("starting from random weights")
-
-    def _check_unchanged(self, manifest: dict[str, Any]) -> None:
-        changes = difference(manifest["config"], schema.to_dict(self.config))
-        unsafe = [c for c in changes if c.startswith(FIXED) and not c.startswith(MOVABLE)]
-        if manifest["data"] != self.store.content_hash:
-            unsafe.append("the samples in data.path")
-        if unsafe:
-            raise ConfigError(
-                f"name={self.config.name} is a run with another config: {', '.join(unsafe)}; "
-                f"choose another name or resume.mode=fresh"
-            )
-        for change in changes:
-            if change.startswith(("optim.", "trainer.", "parallel.")):
-                logger.info(f"changed since the run began: {change}")
 
     def train(self) -> float | None:
         """Run to trainer.max_steps and return the last validation loss.

@@ -1,0 +1,120 @@
+"""Where a run begins: at its own newest checkpoint, from given weights, or at random.
+
+`plan_start` decides and checks before a model is built; `fill` then loads.
+"""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from cosmos_hydra import config as schema
+from cosmos_hydra.changes import difference
+from cosmos_hydra.config import Config, ResumeMode
+from cosmos_hydra.data.clips import TRAIN, latent_shape
+from cosmos_hydra.data.store import SampleStore
+from cosmos_hydra.engines.torch import checkpoint
+from cosmos_hydra.engines.torch.checkpoint import Checkpoint
+from cosmos_hydra.errors import ConfigError
+from cosmos_hydra.models.transformer import initialise
+from cosmos_hydra.weights import diffusers
+from cosmos_hydra.weights.locate import Located, locate
+
+# a resumed run must not differ in these; folders may move, the rest is logged
+FIXED = ("model.", "seed", "trainer.global_batch_size", "optim.betas", "optim.eps")
+MOVABLE = (
+    "model.weights.",
+    "model.tokenizer.path",
+    "model.text_encoder.path",
+    "model.default_lr",
+    "model.default_guidance",
+)
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Start:
+    """A checkpoint of this run to go on from, or other weights, or neither: random ones."""
+
+    checkpoint: Checkpoint | None = None
+    weights: Located | None = None
+
+
+def check_clip(config: Config, store: SampleStore) -> float:
+    """Return the fps of the first sample.
+
+    Raises: ConfigError when its size is not that of the configured clip.
+    """
+    data = config.data
+    sample = store.load(store.splits[TRAIN][0])
+    found = tuple(sample.latent_CFHW.shape)
+    if found != latent_shape(data, config.model.latent_channels):
+        _, frames, height, width = found
+        raise ConfigError(
+            f"data.path={data.path} holds clips of {1 + 8 * (frames - 1)} frames at "
+            f"{8 * height}x{8 * width}, not data.frames={data.frames} "
+            f"data.height={data.height} data.width={data.width}; "
+            f"set these to the samples' numbers"
+        )
+    return sample.fps
+
+
+def plan_start(config: Config, run: Path, store: SampleStore) -> Start:
+    """Return where the run begins.
+
+    Raises: ConfigError when an existing run has another config, or must not exist, or when given
+    weights are of another architecture; StageError when they cannot be read.
+    """
+    found = checkpoint.newest(run)
+    if found is not None:
+        if config.resume.mode is ResumeMode.never:
+            raise ConfigError(
+                f"resume.mode=never but {run} holds step {found.step}; "
+                f"choose another name or resume.mode=auto"
+            )
+        _check_unchanged(config, found.manifest, store)
+        logger.info(f"resuming step {found.step}/{config.trainer.max_steps} of {run}")
+        return Start(checkpoint=found)
+    for key, path in (
+        ("resume.path", config.resume.path),
+        ("model.weights.path", config.model.weights.path),
+    ):
+        if path:
+            weights = locate(path, key)
+            diffusers.check_config(weights.transformer, config.model, key)
+            return Start(weights=weights)
+    return Start()
+
+
+def fill(
+    start: Start, config: Config, transformer: nn.Module, optimizer: torch.optim.Optimizer
+) -> int:
+    """Fill weights and optimizer state in place and return the step they stand at."""
+    if start.checkpoint is not None:
+        checkpoint.restore(start.checkpoint, transformer, optimizer)
+        return start.checkpoint.step
+    if start.weights is not None:
+        digest = diffusers.load_transformer(transformer, start.weights.transformer)
+        logger.info(f"starting from {start.weights} (sha256 {digest[:12]})")
+    else:
+        initialise(transformer, config.seed)
+        logger.info("starting from random weights")
+    return 0
+
+
+def _check_unchanged(config: Config, manifest: dict[str, Any], store: SampleStore) -> None:
+    changes = difference(manifest["config"], schema.to_dict(config))
+    unsafe = [c for c in changes if c.startswith(FIXED) and not c.startswith(MOVABLE)]
+    if manifest["data"] != store.content_hash:
+        unsafe.append("the samples in data.path")
+    if unsafe:
+        raise ConfigError(
+            f"name={config.name} is a run with another config: {', '.join(unsafe)}; "
+            f"choose another name or resume.mode=fresh"
+        )
+    for change in changes:
+        if change.startswith(("optim.", "trainer.", "parallel.")):
+            logger.info(f"changed since the run began: {change}")
