@@ -82,7 +82,7 @@ def decode(path: Path, frame_indices: list[int]) -> torch.Tensor:
     reader = _open(path)
     try:
         if _seeks_exactly(path, reader):
-            # it fails on narrow videos (dmlc/decord issue 336), now and then on sound HEVC
+            # it fails on narrow videos (dmlc/decord#336), now and then on sound HEVC
             with suppress(decord.DECORDError):
                 return torch.from_numpy(reader.get_batch(frame_indices).asnumpy())
         return torch.from_numpy(_read_forward(path, frame_indices))
