@@ -4,7 +4,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from cosmos_hydra.overrides import typed_keys
+from cosmos_hydra.overrides import typed_keys, unquoted
 
 
 @dataclass(frozen=True)
@@ -23,5 +23,6 @@ class Job:
 
     def command(self, **changes: str) -> str:
         """Return the command line of this job with some keys set otherwise."""
-        kept = [item for item in self.overrides if item.partition("=")[0] not in changes]
+        typed = [unquoted(item) for item in self.overrides]
+        kept = [item for item in typed if item.partition("=")[0] not in changes]
         return shlex.join(["cosmos-hydra", *(f"{k}={v}" for k, v in changes.items()), *kept])

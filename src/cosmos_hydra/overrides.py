@@ -71,6 +71,13 @@ def _in_quotes(value: str, is_text: bool) -> str:
     return f"'{value}'"
 
 
+def unquoted(override: str) -> str:
+    """Return an override as the user typed it, where quoting that gives this override again."""
+    key, _, value = override.partition("=")
+    bare = f"{key}={value[1:-1]}".replace("\\'", "'")
+    return bare if bare != override and _quoted(bare) == override else override
+
+
 def as_typed(text: str) -> str:
     """Return what to type for a free-text key so that it gets this text."""
     return _in_quotes(text, is_text=True) if text in ("", "null") or text[0] in "'\"" else text
