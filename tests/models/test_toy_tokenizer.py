@@ -9,6 +9,7 @@ import torch
 from cosmos_hydra.config import Fit
 from cosmos_hydra.data.sources.arm import MOTIONS, VIEWS, render
 from cosmos_hydra.data.video import decode, fit_frames, probe, to_pixels, to_signed, write_mp4
+from cosmos_hydra.errors import StageError
 from cosmos_hydra.models.toy_tokenizer import ToyTokenizer
 
 FRAMES = 17
@@ -126,6 +127,16 @@ def test_a_saved_tokenizer_is_loaded_exactly(
     assert loaded.identity == fitted.identity
     clip = clips[7][None]
     assert torch.equal(loaded.encode(clip), fitted.encode(clip))
+
+
+def test_a_damaged_tokenizer_file_is_one_clear_line(
+    clips: list[torch.Tensor], tmp_path: Path
+) -> None:
+    path = tmp_path / "tokenizer.safetensors"
+    ToyTokenizer.fit(clips[:1], seed=0).save(path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(StageError, match=r"tokenizer.safetensors is damaged \(.*; remove its"):
+        ToyTokenizer.load(path)
 
 
 def test_equal_data_give_equal_files_and_other_data_another_identity(

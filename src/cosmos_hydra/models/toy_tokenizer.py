@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from cosmos_hydra import files
 from cosmos_hydra.config import TokenizerKind
+from cosmos_hydra.errors import StageError
 from cosmos_hydra.seeds import torch_generator
 
 BLOCK = 8
@@ -50,8 +52,16 @@ class ToyTokenizer:
 
     @classmethod
     def load(cls, path: Path) -> "ToyTokenizer":
-        """Return the transform that `save` wrote."""
-        return cls(load_file(path))
+        """Return the transform that `save` wrote.
+
+        Raises: StageError when the file is damaged.
+        """
+        try:
+            return cls(load_file(path))
+        except SafetensorError as error:
+            raise StageError(
+                f"{path} is damaged ({error}); remove its folder and make it again"
+            ) from error
 
     def save(self, path: Path) -> None:
         """Write the transform crash-safely."""
