@@ -166,10 +166,6 @@ class ModelConfig:
     text_encoder: TextEncoderConfig = field(default_factory=TextEncoderConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
 
-    @property
-    def hidden_dim(self) -> int:
-        return self.num_heads * self.head_dim
-
 
 @dataclass
 class SyntheticConfig:

@@ -5,7 +5,6 @@ the command that makes it again. A video whose JSON is there is not made twice.
 """
 
 import gc
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -147,8 +146,3 @@ def _load_denoiser(
 
 def _read(path: Path) -> np.ndarray:
     return decode(path, list(range(probe(path).num_frames))).numpy()
-
-
-def read_sidecar(path: Path) -> dict[str, Any]:
-    """Return the facts and the command of a video."""
-    return dict(json.loads(path.with_suffix(".json").read_text()))

@@ -71,8 +71,9 @@ class Trainer:
         config, trainer = self.config, self.config.trainer
         self.metrics = Metrics(self.run / "metrics.jsonl", self.step)
         # a run that was stopped in its last step still lacks the last validation
-        is_validated = self.metrics.has_validation or not trainer.validate_every
-        if self.step >= trainer.max_steps and is_validated:
+        is_last = self.step == trainer.max_steps and trainer.validate_every > 0
+        lacks_validation = is_last and not self.metrics.has_validation
+        if self.step >= trainer.max_steps and not lacks_validation:
             self.metrics.close()
             logger.info(
                 f"{self.run} has finished at step {self.step}; "
