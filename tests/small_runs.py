@@ -1,6 +1,5 @@
 """Small runs without the command line: a composed config, a trainer, what it left on disk."""
 
-import json
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,9 @@ from cosmos_hydra.engines.torch.trainer import Trainer
 from cosmos_hydra.job import Job
 from cosmos_hydra.overrides import conf_folder
 from cosmos_hydra.stages.generate import run as run_generate
+from cosmos_hydra.tracking import metrics
 
-TIMINGS = ("step_s", "data_wait_s", "tokens_per_s")
+TIMINGS = ("step_s", "data_wait_s", "tokens_per_s", "mem_gb", "validation_s")
 SAMPLES = "samples/synthetic-toy-9x48x64"
 FPS = SyntheticConfig().fps
 
@@ -61,11 +61,12 @@ def generate(checkpoint: Path, out: Path, *overrides: str) -> list[Path]:
 
 
 def rows_of(run: Path) -> list[dict[str, Any]]:
-    """Return the rows of metrics.jsonl without the timings, which differ from run to run."""
-    lines = (run / "metrics.jsonl").read_text().splitlines()
+    """Return the training and validation rows of metrics.jsonl without timings and memory."""
+    rows = metrics.read(run / "metrics.jsonl")
     return [
-        {name: value for name, value in json.loads(line).items() if name not in TIMINGS}
-        for line in lines
+        {name: value for name, value in row.items() if name not in TIMINGS}
+        for row in rows
+        if "loss" in row or "val_loss" in row
     ]
 
 

@@ -12,3 +12,14 @@ def difference(old: Any, new: Any, key: str = "") -> list[str]:
             found += difference(old.get(name), new.get(name), inner)
         return found
     return [] if old == new else [f"{key}: {old} -> {new}"]
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested values under dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found

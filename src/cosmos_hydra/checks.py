@@ -1,8 +1,17 @@
 """Cross-checks of the config, in one place and all at once, before any model is built."""
 
 from collections.abc import Iterator
+from pathlib import PurePath
 
-from cosmos_hydra.config import Config, SampleFormat, Stage, TextEncoderKind, TokenizerKind
+from cosmos_hydra.config import (
+    Config,
+    SampleFormat,
+    Stage,
+    TextEncoderKind,
+    TokenizerKind,
+    WandbMode,
+)
+from cosmos_hydra.tracking.wandb import has_wandb_key, wandb_host
 
 SPATIAL_FACTOR = 8  # pixels of a latent cell, both tokenizers
 TEMPORAL_FACTOR = 8  # frames of a latent frame after the first
@@ -67,6 +76,7 @@ def _ranges(config: Config) -> Iterator[str]:
         "trainer.validate_every": config.trainer.validate_every,
         "trainer.preview_every": config.trainer.preview_every,
         "trainer.keep": config.trainer.keep,
+        "trainer.max_skipped_steps": config.trainer.max_skipped_steps,
         "optim.warmup_steps": config.optim.warmup_steps,
         "optim.weight_decay": config.optim.weight_decay,
         "generate.guidance": config.generate.guidance,
@@ -161,6 +171,15 @@ def _model(config: Config) -> Iterator[str]:
 def _sources(config: Config) -> Iterator[str]:
     if not config.name:
         yield "name= is empty; it is the folder of the run below paths.runs"
+    if PurePath(config.name).is_absolute() or ".." in PurePath(config.name).parts:
+        yield f"name={config.name} leaves paths.runs; choose a plain name, or set paths.runs"
+    if Stage.post_train in config.stages and config.log.wandb is WandbMode.online:
+        host = wandb_host()
+        if not has_wandb_key(host):
+            yield (
+                f"log.wandb=online but there is no key for {host}; run: wandb login, or set "
+                f"WANDB_API_KEY, or log.wandb=offline"
+            )
     for key in ("height", "width"):
         size = getattr(config.data.synthetic, key)
         if size < 16 or size % 2:

@@ -26,6 +26,8 @@ class Stage(Choice):
     post_train = "post_train"
     generate = "generate"
     pipeline = "pipeline"
+    report = "report"
+    doctor = "doctor"
 
 
 class SourceKind(Choice):
@@ -239,6 +241,8 @@ class EngineConfig:
     name: str = "torch"
     # device: auto = CUDA if there is one, else cpu; or cpu, cuda, cuda:1
     device: str = "auto"
+    # true = start although the estimate says that the device's memory is too small
+    force: bool = False
 
 
 @dataclass
@@ -269,6 +273,8 @@ class TrainerConfig:
     global_batch_size: int = 1
     # samples of one forward pass; the rest of a step is accumulated
     micro_batch_size: int = 1
+    # most steps in a row skipped for a loss or gradient that is NaN or infinite; one more stops
+    max_skipped_steps: int = 5
     # steps between checkpoints; 0 = only the last
     save_every: int = 200
     # checkpoints kept, newest first; 0 = all
@@ -325,6 +331,8 @@ class LogConfig:
     wandb: WandbMode = WandbMode.off
     # project the run appears in
     wandb_project: str = "cosmos-hydra"
+    # write report.html at the end of post_train and generate
+    report: bool = True
 
 
 @dataclass
@@ -337,13 +345,14 @@ class PipelineConfig:
 
 @dataclass
 class Config:
-    # what to do: preprocess, post_train, generate, or pipeline (all of them)
+    # what to do: preprocess, post_train, generate, pipeline (all of them), report, or doctor
     stage: Stage = MISSING
     # name of the run; its folder is ${paths.runs}/${name}
     name: str = MISSING
     # seed of weights, sample order, noise and text dropout
     seed: int = 0
-    # what generate takes: a run, a step of a run, or a diffusers folder; null = this run
+    # what generate and report take: a run, a step of a run, or (generate) a diffusers folder;
+    # null = this run
     checkpoint: str | None = None
     paths: PathsConfig = field(default_factory=PathsConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -3,6 +3,8 @@
 Message shape: `<config key>=<value> <what is wrong>; <what would be right, or what to run>`.
 """
 
+import errno
+
 
 class CosmosError(Exception):
     """An error the user can act on; `main` prints it without a traceback."""
@@ -28,3 +30,21 @@ class Preempted(CosmosError):
     """A signal asked the run to stop; its checkpoint is on disk."""
 
     exit_code = 75
+
+
+def storage_error(error: OSError) -> StageError | None:
+    """Return one line for an error of disk or permissions, None for any other."""
+    advice = {
+        errno.ENOSPC: "free some space",
+        errno.EDQUOT: "free some of your quota",
+        errno.EFBIG: "allow larger files (ulimit -f)",
+        errno.EROFS: "set paths.runs, paths.samples or generate.out to a folder you can write to",
+        errno.EACCES: "change its permissions, or choose another folder",
+        errno.EPERM: "change its permissions, or choose another folder",
+        errno.EIO: "look at the disk",
+    }
+    if error.errno not in advice:
+        return None
+    where = f"{error.filename}: " if error.filename else ""
+    reason = (error.strerror or "input/output error").lower()
+    return StageError(f"{where}{reason}; {advice[error.errno]}, the same command goes on from here")

@@ -1,9 +1,12 @@
 """What a stage gets beside the config: where it writes and what the user typed."""
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from omegaconf import DictConfig, OmegaConf
+
+from cosmos_hydra import files
 from cosmos_hydra.overrides import typed_keys, unquoted
 
 
@@ -15,6 +18,9 @@ class Job:
     directory: Path
     # what the user typed, one override each
     overrides: tuple[str, ...] = ()
+    # the config as composed, and the option of each group; None outside Hydra
+    composed: DictConfig | None = None
+    choices: dict[str, str] = field(default_factory=dict)
 
     @property
     def typed(self) -> set[str]:
@@ -26,3 +32,20 @@ class Job:
         typed = [unquoted(item) for item in self.overrides]
         kept = [item for item in typed if item.partition("=")[0] not in changes]
         return shlex.join(["cosmos-hydra", *(f"{k}={v}" for k, v in changes.items()), *kept])
+
+    def begin(self) -> None:
+        """Write .hydra/: the config as composed, what was typed, and the option of each group.
+
+        Stages call it once nothing can be refused any more, so that a refused command leaves the
+        record of the run before it.
+        """
+        if self.composed is None:
+            return
+        contents = {
+            "config.yaml": self.composed,
+            "overrides.yaml": OmegaConf.create(list(self.overrides)),
+            "hydra.yaml": OmegaConf.create({"hydra": {"runtime": {"choices": self.choices}}}),
+        }
+        for name, content in contents.items():
+            file = self.directory / ".hydra" / name
+            files.write_bytes(file, OmegaConf.to_yaml(content).encode())

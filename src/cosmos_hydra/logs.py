@@ -9,8 +9,12 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from tqdm import tqdm
+
+from cosmos_hydra.errors import CosmosError
+from cosmos_hydra.redaction import redact
 
 LINE_INTERVAL_S = 10.0
 logger = logging.getLogger(__name__)
@@ -25,8 +29,51 @@ class ConsoleHandler(logging.Handler):
             text = f"{record.levelname.lower()}: {text}"
         if record.exc_info:
             text += "\n" + logging.Formatter().formatException(record.exc_info)
-        tqdm.write(text, file=sys.stdout)
+        tqdm.write(redact(text), file=sys.stdout)
         sys.stdout.flush()
+
+
+class FileFormatter(logging.Formatter):
+    """Time stamps, levels and tracebacks, without secrets."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
+
+
+@contextmanager
+def logging_to(file: Path | None, verbose: bool | str | list[str]) -> Iterator[None]:
+    """Show messages on the console and append them to a file; an unexpected error goes there too.
+
+    `verbose` as hydra.verbose: true = debug messages of everything, or names of loggers.
+    """
+    root = logging.getLogger()
+    handlers: list[logging.Handler] = [ConsoleHandler()]
+    if file is not None:
+        handlers.append(logging.FileHandler(file))
+        handlers[-1].setFormatter(FileFormatter())
+    before = root.level
+    root.setLevel(logging.DEBUG if verbose is True else logging.INFO)
+    names = [verbose] if isinstance(verbose, str) else verbose
+    for name in names if isinstance(names, list) else []:
+        logging.getLogger(name).setLevel(logging.DEBUG)
+    for handler in handlers:
+        root.addHandler(handler)
+    try:
+        yield
+    except Exception as error:
+        if file is not None and not isinstance(error, CosmosError):
+            place = ("cosmos_hydra", logging.ERROR, __file__, 0)
+            information = (type(error), error, error.__traceback__)
+            handlers[-1].handle(logging.LogRecord(*place, "unexpected error", (), information))
+        raise
+    finally:
+        for handler in handlers:
+            root.removeHandler(handler)
+            handler.close()
+        root.setLevel(before)
 
 
 class Progress:

@@ -8,12 +8,13 @@ line and exit code 2 here.
 import importlib
 import logging
 import os
-import shutil
-import signal
 import sys
+import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import TracebackType
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -23,17 +24,26 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cosmos_hydra import config as schema
+from cosmos_hydra import guard
+from cosmos_hydra.changes import flat
 from cosmos_hydra.checks import check, settle
-from cosmos_hydra.errors import ConfigError, CosmosError
+from cosmos_hydra.claim import claim
+from cosmos_hydra.errors import ConfigError, CosmosError, Preempted, storage_error
 from cosmos_hydra.job import Job
+from cosmos_hydra.logs import logging_to
 from cosmos_hydra.overrides import conf_folder, explain, quote_free_text, refuse_null_groups
+from cosmos_hydra.redaction import leaks, redact
 from cosmos_hydra.runs import run_directory
+from cosmos_hydra.signals import Stopped, ignore_all
 
 STAGES = {
     schema.Stage.preprocess: "cosmos_hydra.stages.preprocess:run",
     schema.Stage.post_train: "cosmos_hydra.stages.post_train:run",
     schema.Stage.generate: "cosmos_hydra.stages.generate:run",
+    schema.Stage.report: "cosmos_hydra.stages.report:run",
+    schema.Stage.doctor: "cosmos_hydra.stages.doctor:run",
 }
+LOOKING = (schema.Stage.report, schema.Stage.doctor)  # these make no run of their own
 INTERRUPTED = 130
 logger = logging.getLogger(__name__)
 
@@ -43,11 +53,6 @@ def run_stages(config: schema.Config, job: Job) -> object:
 
     Raises: ConfigError before anything is built; StageError when data or machine do not fit.
     """
-    for message in settle(config):
-        logger.warning(message)
-    problems = check(config)
-    if problems:
-        raise ConfigError(*problems)
     result: object = None
     for stage in config.stages:
         module, _, function = STAGES[stage].partition(":")
@@ -60,20 +65,53 @@ def run_stages(config: schema.Config, job: Job) -> object:
 def task(composed: DictConfig) -> object:
     """Hydra's entry: one job, alone or in a sweep."""
     hydra_config = HydraConfig.get()
+    choices = OmegaConf.to_container(hydra_config.runtime.choices)
+    assert isinstance(choices, dict)
     job = Job(
         directory=_shown(Path(hydra_config.runtime.output_dir)),
         # as typed: `${` in them belongs to the config, not to Hydra's list of overrides
         overrides=tuple(OmegaConf.to_container(hydra_config.overrides.task, resolve=False)),
+        composed=composed,
+        choices={str(group): str(option) for group, option in choices.items()},
     )
     try:
         with _hydra_raises(False):
-            return run_stages(_load(composed), job)
+            return _run(job, hydra_config)
     except CosmosError as error:
-        _discard_if_unused(job.directory)
         if hydra_config.mode is RunMode.MULTIRUN:
             raise
         # SystemExit passes through Hydra without its own report
         raise SystemExit(report(error)) from None
+    finally:
+        _discard_if_unused(job.directory)
+
+
+def _run(job: Job, hydra_config: Any) -> object:
+    assert job.composed is not None
+    config = _load(job.composed)
+    messages = settle(config)
+    problems = [*leaks(_settings(config)), *check(config)]
+    if problems:
+        raise ConfigError(*problems)
+    with ExitStack() as stack:
+        log = None
+        if config.stage not in LOOKING:
+            log = job.directory / "run.log"
+            stack.enter_context(claim(job.directory / ".lock", str(job.directory)))
+        stack.enter_context(logging_to(log, hydra_config.verbose))
+        if hydra_config.mode is RunMode.MULTIRUN:
+            logger.info(f"== job {hydra_config.job.num}: {job.directory} ==")
+        for message in messages:
+            logger.warning(message)
+        try:
+            return run_stages(config, job)
+        except OSError as error:
+            raise storage_error(error) or error from error
+
+
+def _settings(config: schema.Config) -> Iterator[str]:
+    """Return every value of a config as `key=value`."""
+    return (f"{key}={value}" for key, value in flat(schema.to_dict(config)).items())
 
 
 @contextmanager
@@ -104,20 +142,23 @@ def _load(composed: DictConfig) -> schema.Config:
 
 
 def _discard_if_unused(directory: Path) -> None:
-    """Remove what Hydra made for a job that was refused before it wrote anything."""
+    """Remove the folders that Hydra made for a job that wrote nothing."""
     log = directory / "run.log"
-    is_empty = {entry.name for entry in directory.iterdir()} <= {".hydra", "run.log"}
-    if is_empty and log.is_file() and log.stat().st_size == 0:
+    if log.is_file() and log.stat().st_size == 0:
         log.unlink()
-        shutil.rmtree(directory / ".hydra", ignore_errors=True)
-        if directory.resolve() != Path.cwd():
-            directory.rmdir()
+    here = Path.cwd()
+    folder = directory.resolve()
+    while folder.is_dir() and folder != here and not any(folder.iterdir()):
+        folder.rmdir()
+        if here not in folder.parents:
+            return  # folders elsewhere may be the user's own
+        folder = folder.parent
 
 
 def report(error: CosmosError) -> int:
     """Print an error the user can act on, one line a problem, and return its exit code."""
     for line in str(error).splitlines():
-        sys.stderr.write(f"cosmos-hydra: {line}\n")
+        sys.stderr.write(redact(f"cosmos-hydra: {line}\n"))
     return error.exit_code
 
 
@@ -133,19 +174,42 @@ def main() -> None:
     if arguments in (["--help"], ["-h"]):
         sys.stdout.write(help_text())
         return
+    sys.excepthook = _print_traceback
     sys.argv[1:] = quote_free_text(arguments)
     schema.register()
+    guard.install()
     OmegaConf.register_new_resolver("run_directory", run_directory, replace=True)
     entry = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")
     try:
-        refuse_null_groups(arguments)
+        _refuse(arguments)
         with _hydra_raises(True):
             entry(task)()
     except (HydraException, OmegaConfBaseException) as error:
         sys.exit(report(explain(error, arguments)))
     except CosmosError as error:
         sys.exit(report(error))
+    except OSError as error:
+        problem = storage_error(error)
+        if problem is None:
+            raise
+        sys.exit(report(problem))
     except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        ignore_all()
         sys.stderr.write("cosmos-hydra: interrupted; the same command goes on from here\n")
         sys.exit(INTERRUPTED)
+    except Stopped as stopped:
+        ignore_all()
+        sys.exit(report(Preempted(f"stopped by {stopped}; the same command goes on from here")))
+
+
+def _refuse(arguments: list[str]) -> None:
+    """Raise ConfigError for what must not reach Hydra, whose messages repeat what was typed."""
+    problems = leaks(arguments)
+    if problems:
+        raise ConfigError(*problems)
+    refuse_null_groups(arguments)
+
+
+def _print_traceback(kind: type, error: BaseException, trace: TracebackType | None) -> None:
+    """Print an unexpected error as Python does, without secrets."""
+    sys.stderr.write(redact("".join(traceback.format_exception(kind, error, trace))))

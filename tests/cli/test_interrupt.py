@@ -5,20 +5,18 @@ A real SIGINT is raised when one of our functions is called for the n-th time.
 
 import importlib
 import itertools
-import json
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from conftest import SMALL, Command, Outcome
-from small_runs import SAMPLES
+from small_runs import SAMPLES, rows_of
 
 from cosmos_hydra import runs
 
 GOES_ON = "cosmos-hydra: interrupted; the same command goes on from here\n"
 RUN = "runs/tiny-synthetic"
-CLOCK_KEYS = {"step_s", "data_wait_s", "tokens_per_s"}
 Press = Callable[..., None]
 Training = tuple[Path, tuple[str, ...]]
 
@@ -59,15 +57,6 @@ def content(folder: Path) -> dict[str, bytes]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
-
-
-def rows(run: Path) -> list[dict[str, float]]:
-    """Return metrics.jsonl without what a clock decides."""
-    lines = (run / "metrics.jsonl").read_text().splitlines()
-    return [
-        {key: value for key, value in json.loads(line).items() if key not in CLOCK_KEYS}
-        for line in lines
-    ]
 
 
 def finish(outcome: Outcome) -> str:
@@ -155,7 +144,7 @@ def test_interrupted_training_goes_on_to_the_same_weights_bitwise(
     assert (f"resuming step {max(saved, default=0)}/4 of {RUN}\n" in printed) == bool(saved)
     last = "checkpoints/step_000004"
     assert content(tmp_path / RUN / last) == content(folder / RUN / last)
-    assert rows(tmp_path / RUN) == rows(folder / RUN)
+    assert rows_of(tmp_path / RUN) == rows_of(folder / RUN)
 
 
 def test_interrupted_generation_keeps_finished_videos_and_makes_the_rest(

@@ -14,6 +14,7 @@ from small_runs import FPS, rows_of, small_config, state_of, train, trainer_of
 from cosmos_hydra import files, runs
 from cosmos_hydra.engines.torch.checkpoint import newest, open_checkpoint, prune
 from cosmos_hydra.errors import StageError
+from cosmos_hydra.tracking.record import Record
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +179,7 @@ def test_a_disk_that_does_not_take_a_checkpoint_is_one_line_and_keeps_the_others
     limit_bytes = (runs.step_folder(run, 4) / name).stat().st_size - 1
     trainer = trainer_of(small_config(small_samples), run)
     trainer.step = 6
+    trainer.record = Record(trainer.config, run, 4)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, before[1]))
     try:

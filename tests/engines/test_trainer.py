@@ -149,7 +149,7 @@ def test_training_rows_hold_every_step_with_its_rate(small_samples: Path, tmp_pa
     train(small_config(small_samples, *overrides), tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     training = [row for row in rows if "loss" in row]
-    keys = ["step", "loss", "lr", "grad_norm", "step_s", "data_wait_s", "tokens_per_s"]
+    keys = ["step", "loss", "lr", "grad_norm", "step_s", "data_wait_s", "tokens_per_s", "mem_gb"]
     assert all(list(row) == keys for row in training)
     assert [row["step"] for row in training] == [1, 2, 3, 4]
     optim = OptimConfig(lr=0.01, schedule=Schedule.cosine, warmup_steps=2)

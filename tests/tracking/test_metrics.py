@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from cosmos_hydra.tracking.metrics import Metrics, read
+from cosmos_hydra.tracking.metrics import JsonLines, read
 
 ROWS = [
     {"step": 0, "val_loss": 1.0},
@@ -20,7 +20,7 @@ def written(path: Path) -> Path:
 
 
 def test_a_row_is_on_disk_as_soon_as_it_is_written(tmp_path: Path) -> None:
-    metrics = Metrics(tmp_path / "metrics.jsonl", 0)
+    metrics = JsonLines(tmp_path / "metrics.jsonl", 0)
     for count, row in enumerate(ROWS, start=1):
         metrics.write(row)
         assert read(tmp_path / "metrics.jsonl") == ROWS[:count]
@@ -40,17 +40,8 @@ def test_reading_a_file_that_is_not_there_gives_no_rows(tmp_path: Path) -> None:
 
 def test_opening_at_a_step_cuts_the_rows_after_it(tmp_path: Path) -> None:
     path = written(tmp_path / "metrics.jsonl")
-    metrics = Metrics(path, 2)
+    metrics = JsonLines(path, 2)
     assert read(path) == ROWS[:4]
-    assert metrics.has_validation
     metrics.write({"step": 3, "loss": 0.5})
     metrics.close()
     assert read(path) == [*ROWS[:4], {"step": 3, "loss": 0.5}]
-
-
-def test_it_knows_whether_the_step_it_stands_at_was_validated(tmp_path: Path) -> None:
-    for step, is_validated in ((0, True), (1, False), (2, True), (3, False)):
-        path = written(tmp_path / f"{step}.jsonl")
-        metrics = Metrics(path, step)
-        assert metrics.has_validation is is_validated
-        metrics.close()

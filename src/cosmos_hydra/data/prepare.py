@@ -7,7 +7,7 @@ the settings before the first sample, `manifest.json` after the last.
 import gc
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from cosmos_hydra import config as schema
 from cosmos_hydra import files
 from cosmos_hydra.changes import difference
+from cosmos_hydra.claim import claim
 from cosmos_hydra.config import Config, TokenizerKind
 from cosmos_hydra.data.clips import TRAIN, Clip
 from cosmos_hydra.data.inventory import (
@@ -36,13 +37,24 @@ from cosmos_hydra.seeds import numpy_generator
 logger = logging.getLogger(__name__)
 
 
-def prepare(config: Config, device: torch.device) -> SampleStore:
+def prepare(
+    config: Config, device: torch.device, begin: Callable[[], None] = lambda: None
+) -> SampleStore:
     """Return the samples of the configured source, making those that are missing.
 
+    `begin` is called when nothing is left that would be refused.
+
     Raises: ConfigError when encoder weights are missing; StageError when no sample can be made,
-    or when data.path holds other samples.
+    when data.path holds other samples, or when another process writes there.
     """
     layout = Layout(Path(config.data.path).expanduser(), config.data.format)
+    with claim(layout.lock, f"data.path={layout.folder}"):
+        return _prepare(config, layout, device, begin)
+
+
+def _prepare(
+    config: Config, layout: Layout, device: torch.device, begin: Callable[[], None]
+) -> SampleStore:
     wanted = settings(config)
     inventory = take_inventory(config)
     for line in messages(config, inventory):
@@ -52,7 +64,9 @@ def prepare(config: Config, device: torch.device) -> SampleStore:
         for name, episode in inventory.episodes.items()
     }
     plan = {"settings": wanted, "videos": videos}
-    if _is_done(layout, plan):
+    is_done = _is_done(layout, plan)
+    begin()
+    if is_done:
         logger.info(f"samples in {layout.folder} are up to date")
         return open_store(config.data.path)
     files.write_json(layout.beside("plan.json"), plan)
@@ -110,7 +124,7 @@ def _is_done(layout: Layout, plan: dict[str, Any]) -> bool:
                 f"choose another data.path or remove the folder"
             )
         return is_complete
-    if layout.folder.is_dir() and any(layout.folder.iterdir()):
+    if layout.folder.is_dir() and any(path != layout.lock for path in layout.folder.iterdir()):
         raise StageError(
             f"data.path={layout.folder} is not empty and not ours; choose another data.path"
         )

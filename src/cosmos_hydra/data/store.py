@@ -60,6 +60,11 @@ class Layout:
         """Return where a fitted tokenizer is stored."""
         return self.beside("tokenizer.safetensors")
 
+    @property
+    def lock(self) -> Path:
+        """Return the file that a process holds while it writes here."""
+        return self.beside("lock" if self.format is SampleFormat.nemo else ".lock")
+
     def info(self, sample_id: str) -> Path:
         return self.folder / f"{sample_id}.info.json"
 
@@ -140,6 +145,13 @@ class SampleStore:
     def content_hash(self) -> str:
         """Return a hash of what the samples are: config, sources, plan, encoders."""
         return str(self.manifest["content_hash"])
+
+    def name_of(self, sample_id: str) -> str:
+        """Return a sample's id with the clip it is, for messages."""
+        entry = next(e for e in self.manifest["samples"] if e["id"] == sample_id)
+        if "video" not in entry:
+            return sample_id
+        return f"{sample_id} ({entry['video']} from frame {entry['start_frame']})"
 
     def load(self, sample_id: str) -> Sample:
         """Return one sample. Raises: StageError naming the file that is missing or damaged."""

@@ -4,8 +4,8 @@ Legend: T text tokens (512), D channels (1024). Rows past the caption are zero; 
 attends to them all the same, as the original does.
 """
 
-import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,9 +14,24 @@ from typing import Any, Protocol
 import torch
 
 from cosmos_hydra.config import ModelConfig, TextEncoderKind
-from cosmos_hydra.errors import ConfigError
-from cosmos_hydra.models.identity import TEXT_ENCODER, folder_identity, weights_folder
+from cosmos_hydra.errors import ConfigError, StageError
+from cosmos_hydra.models.identity import (
+    TEXT_ENCODER,
+    config_of,
+    folder_identity,
+    weights_folder,
+)
+from cosmos_hydra.models.pretrained import load_pretrained
+from cosmos_hydra.reading import shown
 from cosmos_hydra.seeds import torch_generator
+
+KEY = "model.text_encoder.path"
+# what is taken from config.json; the rest of it could name code and kernels to load
+T5_SIZES = (
+    *("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads", "feed_forward_proj"),
+    *("relative_attention_num_buckets", "relative_attention_max_distance", "layer_norm_epsilon"),
+)
+TOKENIZERS = ("tokenizer.json", "spiece.model")
 
 
 @dataclass(frozen=True)
@@ -70,22 +85,19 @@ class T5TextEncoder:
         self.tokenizer_path = _tokenizer_folder(path)
 
     @cached_property
-    def tokenizer(self) -> Any:
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(self.tokenizer_path)
+    def tokenize(self) -> Callable[[str], list[int]]:
+        """What gives a caption's token ids, the end token last, num_tokens at most."""
+        return _tokenizer(self.tokenizer_path, self.num_tokens)
 
     @cached_property
     def encoder(self) -> Any:
-        from transformers import T5EncoderModel
+        from transformers import T5Config, T5EncoderModel
 
+        found = config_of(KEY, self.path)
+        config = T5Config(**{name: found[name] for name in T5_SIZES if name in found})
         dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
-        return (
-            T5EncoderModel.from_pretrained(self.path, dtype=dtype, use_safetensors=True)
-            .requires_grad_(False)
-            .eval()
-            .to(self.device)
-        )
+        loaded = load_pretrained(T5EncoderModel, KEY, self.path, config=config, dtype=dtype)
+        return loaded.to(self.device)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -94,19 +106,20 @@ class T5TextEncoder:
 
     @torch.no_grad()
     def encode(self, caption: str) -> TextEmbedding:
-        tokens = self.tokenizer(
-            caption,
-            max_length=self.num_tokens,
-            padding="max_length",
-            truncation=True,
-            return_tensors="pt",
-        ).to(self.device)
+        ids = self.tokenize(caption)
+        if not set(ids) < set(range(self.encoder.config.vocab_size)):
+            raise StageError(
+                f"{self.tokenizer_path} holds the tokenizer of another encoder than {self.path}; "
+                f"take both from the same place"
+            )
+        ids_BT = torch.zeros(1, self.num_tokens, dtype=torch.long)  # T5 pads with id 0
+        ids_BT[0, : len(ids)] = torch.tensor(ids)
+        mask_BT = torch.arange(self.num_tokens)[None] < len(ids)
         hidden_BTD = self.encoder(
-            input_ids=tokens.input_ids, attention_mask=tokens.attention_mask
+            input_ids=ids_BT.to(self.device), attention_mask=mask_BT.long().to(self.device)
         ).last_hidden_state
-        mask_T = tokens.attention_mask[0].bool()
-        embedding_TD = hidden_BTD[0] * mask_T[:, None]
-        return TextEmbedding(embedding_TD.to("cpu", torch.bfloat16), mask_T.cpu())
+        embedding_TD = hidden_BTD[0].cpu() * mask_BT[0, :, None]
+        return TextEmbedding(embedding_TD.to(torch.bfloat16), mask_BT[0])
 
 
 def load_text_encoder(model: ModelConfig, device: torch.device) -> TextEncoder:
@@ -115,26 +128,45 @@ def load_text_encoder(model: ModelConfig, device: torch.device) -> TextEncoder:
         return HashTextEncoder(model.text_tokens, model.text_dim)
     if not model.text_encoder.path:
         raise ConfigError("model.text_encoder.path=null; set it to the folder of the T5 encoder")
-    path = weights_folder("model.text_encoder.path", model.text_encoder.path, TEXT_ENCODER)
-    dim = json.loads((path / "config.json").read_text()).get("d_model")
+    path = weights_folder(KEY, model.text_encoder.path, TEXT_ENCODER)
+    dim = config_of(KEY, path).get("d_model")
     if dim != model.text_dim:
         raise ConfigError(
-            f"model.text_encoder.path={path} gives {dim} channels but "
+            f"model.text_encoder.path={path} gives {shown(dim)} channels but "
             f"model.text_dim={model.text_dim}; choose an encoder that fits the model"
         )
     return T5TextEncoder(path, model.text_tokens, device)
 
 
 def _tokenizer_folder(path: Path) -> Path:
-    """Return where the T5 tokenizer lies: with the encoder, or beside it as diffusers saves it.
-
-    Without these files transformers makes up a tokenizer that knows no word.
-    """
+    """Return where the T5 tokenizer lies: with the encoder, or beside it as diffusers saves it."""
     folders = (path, path.parent / "tokenizer")
     for folder in folders:
-        if any((folder / name).is_file() for name in ("tokenizer.json", "spiece.model")):
+        if any((folder / name).is_file() for name in TOKENIZERS):
             return folder
     raise ConfigError(
-        f"model.text_encoder.path={path} holds no tokenizer (tokenizer.json or spiece.model), "
+        f"{KEY}={path} holds no tokenizer ({' or '.join(TOKENIZERS)}), "
         f"nor does {folders[1]}; put the files of the T5 tokenizer into one of them"
     )
+
+
+def _tokenizer(folder: Path, num_tokens: int) -> Callable[[str], list[int]]:
+    """Return what gives a caption's token ids.
+
+    The file is read by the library it was written for: transformers' loader would follow
+    tokenizer_config.json, which names code and other files.
+    """
+    from sentencepiece import SentencePieceProcessor
+    from tokenizers import Tokenizer
+
+    path = next(folder / name for name in TOKENIZERS if (folder / name).is_file())
+    try:
+        if path.name == TOKENIZERS[0]:
+            fast = Tokenizer.from_file(str(path))
+            fast.no_padding()
+            fast.enable_truncation(num_tokens)
+            return lambda caption: fast.encode(caption).ids
+        pieces = SentencePieceProcessor(model_file=str(path))
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise StageError(f"{path} is no T5 tokenizer ({shown(error)})") from error
+    return lambda caption: [*pieces.encode(caption)[: num_tokens - 1], pieces.eos_id()]

@@ -14,6 +14,7 @@ import torch
 from cosmos_hydra.config import ModelConfig, TokenizerKind
 from cosmos_hydra.errors import ConfigError
 from cosmos_hydra.models.identity import TOKENIZER, folder_identity, weights_folder
+from cosmos_hydra.models.pretrained import load_pretrained
 from cosmos_hydra.models.toy_tokenizer import ToyTokenizer
 
 
@@ -47,14 +48,9 @@ class CosmosTokenizer:
     def autoencoder(self) -> Any:
         from diffusers import AutoencoderKLCosmos
 
-        return (
-            AutoencoderKLCosmos.from_pretrained(
-                self.path, torch_dtype=self.dtype, use_safetensors=True
-            )
-            .requires_grad_(False)
-            .eval()
-            .to(self.device)
-        )
+        return load_pretrained(
+            AutoencoderKLCosmos, "model.tokenizer.path", self.path, torch_dtype=self.dtype
+        ).to(self.device)
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from cosmos_hydra import files
 from cosmos_hydra.config import TokenizerKind
 from cosmos_hydra.errors import StageError
+from cosmos_hydra.reading import read_tensors
 from cosmos_hydra.seeds import torch_generator
 
 BLOCK = 8
 CHANNELS = 16
 BLOCKS_PER_CLIP = 4096  # of a clip, at most, enter the fit
-PARTS = ("first", "rest")
+PARTS = {"first": 3 * BLOCK**2, "rest": 3 * BLOCK**3}  # values of a block
 
 
 class ToyTokenizer:
@@ -57,11 +57,13 @@ class ToyTokenizer:
         Raises: StageError when the file is damaged.
         """
         try:
-            return cls(load_file(path))
-        except SafetensorError as error:
+            tensors = read_tensors(path)
+            _check(tensors)
+        except (OSError, ValueError) as error:
             raise StageError(
                 f"{path} is damaged ({error}); remove its folder and make it again"
             ) from error
+        return cls(tensors)
 
     def save(self, path: Path) -> None:
         """Write the transform crash-safely."""
@@ -126,6 +128,23 @@ class _Moments:
             "basis": basis_PC.float().contiguous(),
             "scale": scale_C.float(),
         }
+
+
+def _check(tensors: dict[str, torch.Tensor]) -> None:
+    """Raise ValueError unless the tensors are those of a fit, which may lack the second part."""
+    shapes = {
+        f"{part}.{name}": shape
+        for part, values in PARTS.items()
+        for name, shape in (
+            ("mean", (values,)),
+            ("basis", (values, CHANNELS)),
+            ("scale", (CHANNELS,)),
+        )
+        if part == "first" or any(key.startswith(part) for key in tensors)
+    }
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if found != shapes or any(tensor.dtype != torch.float32 for tensor in tensors.values()):
+        raise ValueError("it holds other tensors than a fitted tokenizer")
 
 
 def _blocks(video_BCFHW: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -8,6 +8,8 @@ Unusual choices:
 Legend: B batch, C channels, F latent frames, H W latent height/width, T text tokens, D text dim.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -98,3 +100,13 @@ class Denoiser(nn.Module):
             fps=fps,
             return_dict=False,
         )[0]
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Have a training module evaluate in the block, and train again whichever way that ends."""
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train()

@@ -8,6 +8,7 @@ from typing import Any
 
 from cosmos_hydra import config as schema
 from cosmos_hydra import files
+from cosmos_hydra.changes import flat
 from cosmos_hydra.config import Config
 from cosmos_hydra.errors import ConfigError
 from cosmos_hydra.job import Job
@@ -33,7 +34,7 @@ def adopt(config: Config, typed: set[str], weights: Located) -> Config:
         return config
     trained = schema.from_dict(weights.checkpoint.manifest["config"])
     trained.data.fps = weights.checkpoint.manifest["fps"]
-    ours, theirs = _flat(schema.to_dict(config)), _flat(schema.to_dict(trained))
+    ours, theirs = flat(schema.to_dict(config)), flat(schema.to_dict(trained))
     problems = [
         f"{key}={ours[key]} but the checkpoint has {theirs[key]}; leave it out"
         for key in _claimed(typed, list(theirs))
@@ -63,16 +64,6 @@ def _claimed(typed: set[str], known: list[str]) -> list[str]:
     claimed |= typed & set(CLIP_KEYS)
     # a null fps means the rate of the recording, which the checkpoint knows
     return sorted(k for k in claimed - set(NEGLIGIBLE) if k != "data.fps" or k in typed)
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def collect_prompts(config: Config, weights: Located) -> list[str]:

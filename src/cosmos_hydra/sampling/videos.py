@@ -24,6 +24,7 @@ from cosmos_hydra.logs import progress
 from cosmos_hydra.models.text import TextEncoder, load_text_encoder
 from cosmos_hydra.models.tokenizer import Tokenizer, load_tokenizer
 from cosmos_hydra.models.transformer import Denoiser, build_transformer
+from cosmos_hydra.sampling.memorisation import write_nearest
 from cosmos_hydra.sampling.requests import Video
 from cosmos_hydra.tracking.pictures import contact_sheet, save_picture
 from cosmos_hydra.weights import diffusers
@@ -108,6 +109,7 @@ def _sample(
     fitted = weights.checkpoint.tokenizer if weights.checkpoint else Path()
     tokenizer = load_tokenizer(config.model, fitted, device)
     shape = latent_shape(config.data, config.model.latent_channels)
+    latents: dict[Path, torch.Tensor] = {}
     negative = config.generate.negative_prompt
     with progress("generate", len(videos) * config.generate.steps, "steps") as bar:
         for video in videos:
@@ -129,6 +131,9 @@ def _sample(
             write_mp4(out / f"{video.stem}.mp4", frames_FHWC, request.fps)
             sidecar = {**video.facts, "command": video.command}
             files.write_json(out / f"{video.stem}.json", sidecar)
+            latents[out / f"{video.stem}.mp4"] = latent_CFHW
+    if weights.checkpoint:
+        write_nearest(latents, weights.checkpoint, tokenizer, device)
 
 
 def _load_denoiser(

@@ -12,6 +12,7 @@ from cosmos_hydra.sampling.requests import adopt, collect_prompts, plan_videos
 from cosmos_hydra.sampling.videos import common_facts, make_videos
 from cosmos_hydra.tracking import metrics
 from cosmos_hydra.tracking.pictures import draw_overview
+from cosmos_hydra.tracking.report import write_report
 from cosmos_hydra.weights.locate import locate
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,8 @@ def run(config: Config, job: Job) -> list[Path]:
     logger.info(f"generating with {weights} on {device}: {len(prompts)} prompts, into {out}")
     common = common_facts(config, weights, device)
     videos = plan_videos(config, job, prompts, weights, common, out)
+    if is_own_folder:
+        job.begin()
     paths = make_videos(config, weights, videos, out, device)
     for path in paths:
         logger.info(f"video: {path}")
@@ -41,4 +44,7 @@ def run(config: Config, job: Job) -> list[Path]:
     if out == job.directory / "videos":
         rows = metrics.read(job.directory / "metrics.jsonl")
         logger.info(f"picture: {draw_overview(job.directory, rows)}")
+    trained = runs.run_of(weights.checkpoint.folder) if weights.checkpoint else None
+    if config.log.report and trained and out.resolve() == (trained / "videos").resolve():
+        logger.info(f"report: {write_report(trained, config)}")
     return paths

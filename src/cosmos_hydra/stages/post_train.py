@@ -9,6 +9,8 @@ from cosmos_hydra.engines.torch.trainer import Trainer
 from cosmos_hydra.job import Job
 from cosmos_hydra.tracking import metrics
 from cosmos_hydra.tracking.pictures import draw_overview
+from cosmos_hydra.tracking.report import write_report
+from cosmos_hydra.tracking.run_facts import write_run_facts
 
 logger = logging.getLogger(__name__)
 
@@ -16,10 +18,17 @@ logger = logging.getLogger(__name__)
 def run(config: Config, job: Job) -> float | None:
     """Train to trainer.max_steps and return the last validation loss."""
     device = pick_device(config.engine.device)
-    trainer = Trainer(config, job.directory, open_store(config.data.path), device)
+    store = open_store(config.data.path)
+    trainer = Trainer(config, job.directory, store, device)
+    job.begin()
+    write_run_facts(config, job, store, device, trainer.num_parameters)
     loss = trainer.train()
-    picture = draw_overview(job.directory, metrics.read(job.directory / "metrics.jsonl"))
+    rows = metrics.read(job.directory / "metrics.jsonl")
+    logger.info(metrics.summary(rows))
+    picture = draw_overview(job.directory, rows)
     logger.info(f"picture: {picture}")
+    if config.log.report:
+        logger.info(f"report: {write_report(job.directory, config)}")
     if config.stage is Stage.post_train:
         logger.info(f"next: cosmos-hydra stage=generate checkpoint={job.directory}")
     return loss

@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 def run(config: Config, job: Job) -> int:
     """Make the samples that data.path lacks and return their number."""
     device = pick_device(config.engine.device)
-    store = prepare(config, device)
+    store = prepare(config, device, job.begin)
     train, held_out = len(store.splits[TRAIN]), len(store.splits[HELD_OUT])
     logger.info(f"samples: {store.layout.folder}, {train} to train on, {held_out} held out")
     if config.stage is Stage.preprocess:

@@ -1,9 +1,12 @@
-"""metrics.jsonl, the run's own record: one JSON object a line, appended and flushed.
+"""metrics.jsonl and losses.jsonl, the run's own record: a JSON object a line, written at once.
 
-Training rows have `loss`, validation rows `val_loss`; both have `step`.
+metrics.jsonl: training rows have `loss`, validation rows `val_loss`, others `preview_s` or
+`checkpoint_s`; all have `step`. losses.jsonl: one row a sample and step. NaN is written as null.
 """
 
 import json
+import math
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -15,28 +18,58 @@ def read(path: Path) -> list[dict[str, Any]]:
     rows = []
     for line in path.read_text().splitlines() if path.is_file() else []:
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except ValueError:
             continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
     return rows
 
 
-class Metrics:
-    """Append rows to metrics.jsonl."""
+def summary(rows: list[dict[str, Any]]) -> str:
+    """Return what a run came to as one line."""
+    steps = [row for row in rows if "loss" in row]
+    validation = [row for row in rows if row.get("val_loss") is not None]
+    spent_s = sum(row.get("step_s", 0.0) for row in steps)
+    text = f"trained {len(steps)} steps in {spent_s:.0f} s of steps"
+    if steps:
+        step_s = statistics.median(row.get("step_s", 0.0) for row in steps)
+        text += f" (median {step_s:.3g} s, peak memory {steps[-1].get('mem_gb', 0.0):.3g} GB)"
+    skipped = sum(bool(row.get("skipped")) for row in steps)
+    if skipped:
+        text += f", {skipped} of them skipped"
+    if validation:
+        first, last = validation[0], validation[-1]
+        text += (
+            f"; validation loss {first['val_loss']:.4f} -> {last['val_loss']:.4f} "
+            f"(gaussian {last['gaussian_loss']:.4f}, linear {last['linear_loss']:.4f})"
+        )
+    return text
+
+
+class JsonLines:
+    """Append rows to a file."""
 
     def __init__(self, path: Path, step: int) -> None:
         """Open for a run that stands at `step`: later rows of an earlier try are cut."""
         self.path = path
-        kept = [row for row in read(path) if row["step"] <= step]
-        files.write_bytes(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
-        self.has_validation = any(row["step"] == step and "val_loss" in row for row in kept)
+        self.kept = [row for row in read(path) if row["step"] <= step]
+        content = "".join(json.dumps(row) + "\n" for row in self.kept)
+        files.write_bytes(path, content.encode())
         self.file = path.open("a")
 
-    def write(self, row: dict[str, Any]) -> None:
-        """Append one row."""
-        self.file.write(json.dumps(row) + "\n")
+    def write(self, *rows: dict[str, Any]) -> None:
+        """Append rows."""
+        self.file.writelines(json.dumps(_finite(row), allow_nan=False) + "\n" for row in rows)
         self.file.flush()
 
     def close(self) -> None:
         """Close the file."""
         self.file.close()
+
+
+def _finite(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in row.items()
+    }

@@ -75,8 +75,8 @@ def draw_overview(run: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 def _draw_losses(axis: Any, rows: list[dict[str, Any]]) -> None:
-    train = [row for row in rows if "loss" in row]
-    validation = [row for row in rows if "val_loss" in row]
+    train = [row for row in rows if row.get("loss") is not None]
+    validation = [row for row in rows if row.get("val_loss") is not None]
     if train:
         window = max(1, len(train) // 50)
         losses = np.array([row["loss"] for row in train])

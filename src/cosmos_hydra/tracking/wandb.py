@@ -5,14 +5,18 @@ line, code and machine facts are not sent: they may hold secrets.
 """
 
 import logging
+import netrc
+import os
 import secrets
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from cosmos_hydra import config as schema
 from cosmos_hydra import files
 from cosmos_hydra.config import Config, WandbMode
 
+START_TIMEOUT_S = 30.0
 logger = logging.getLogger(__name__)
 
 
@@ -21,10 +25,12 @@ class Wandb:
 
     def __init__(self, config: Config, run: Path) -> None:
         self.run: Any = None
-        if config.log.wandb is not WandbMode.off:
-            self._attempt(lambda: self._start(config, run))
+        if config.log.wandb is WandbMode.online:
+            self._attempt(lambda: self._start(config, run, "online"), "going on offline")
+        if config.log.wandb is not WandbMode.off and self.run is None:
+            self._attempt(lambda: self._start(config, run, "offline"))
 
-    def _start(self, config: Config, run: Path) -> None:
+    def _start(self, config: Config, run: Path, mode: Literal["online", "offline"]) -> None:
         import wandb
 
         self.wandb = wandb
@@ -33,7 +39,7 @@ class Wandb:
             name=config.name,
             id=_run_id(run),
             dir=str(run),
-            mode="online" if config.log.wandb is WandbMode.online else "offline",
+            mode=mode,
             resume="allow",
             config=schema.to_dict(config),
             settings=wandb.Settings(
@@ -43,6 +49,7 @@ class Wandb:
                 console="off",
                 silent=True,
                 x_disable_meta=True,
+                init_timeout=START_TIMEOUT_S,
             ),
         )
 
@@ -62,13 +69,31 @@ class Wandb:
         if self.run is not None:
             self._attempt(self.run.finish)
 
-    def _attempt(self, action: Any) -> None:
+    def _attempt(self, action: Any, otherwise: str = "going on without it") -> None:
         try:
             action()
         except Exception as error:  # noqa: BLE001 (a third party's failure must not stop training)
             reason = " ".join(str(error).split())
-            logger.warning(f"log.wandb: {type(error).__name__}: {reason}; going on without it")
+            logger.warning(f"log.wandb: {type(error).__name__}: {reason}; {otherwise}")
             self.run = None
+
+
+def wandb_host() -> str:
+    """Return the host of the server that wandb would talk to."""
+    url = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+    return urlsplit(url).hostname or url
+
+
+def has_wandb_key(host: str) -> bool:
+    """Return whether the environment or the netrc file has a key for the host."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    default = Path.home() / ("_netrc" if os.name == "nt" else ".netrc")
+    file = Path(os.environ.get("NETRC", default)).expanduser()
+    try:
+        return netrc.netrc(file).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
 
 
 def _run_id(run: Path) -> str:

@@ -8,16 +8,17 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
 from cosmos_hydra import files
 from cosmos_hydra.config import ModelConfig
 from cosmos_hydra.errors import ConfigError, StageError
+from cosmos_hydra.reading import open_tensors, plain_name, read_json, shown
 
 CLASS_NAME = "CosmosTransformer3DModel"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+FLOATS = {"F64", "F32", "F16", "BF16"}
 
 
 def config_of(model: ModelConfig) -> dict[str, Any]:
@@ -43,10 +44,9 @@ def config_of(model: ModelConfig) -> dict[str, Any]:
 def is_transformer(folder: Path) -> bool:
     """Return whether a folder holds a transformer in diffusers layout."""
     try:
-        found = json.loads((folder / "config.json").read_text())
+        return read_json(folder / "config.json").get("_class_name") == CLASS_NAME
     except (OSError, ValueError):
         return False
-    return isinstance(found, dict) and found.get("_class_name") == CLASS_NAME
 
 
 def check_config(folder: Path, model: ModelConfig, key: str) -> None:
@@ -54,19 +54,15 @@ def check_config(folder: Path, model: ModelConfig, key: str) -> None:
 
     Raises: ConfigError listing every number that differs.
     """
-    found = json.loads((folder / "config.json").read_text())
+    found = read_json(folder / "config.json")
     wanted = config_of(model)
     differing = [
-        f"{name} {found[name]} (model={model.name} has {wanted[name]})"
+        f"{name} {shown(found[name])} (model={model.name} has {wanted[name]})"
         for name in wanted
-        if name in found and _plain(found[name]) != _plain(wanted[name])
+        if name in found and found[name] != wanted[name]
     ]
     if differing:
         raise ConfigError(f"{key}={folder} is another architecture: {', '.join(differing)}")
-
-
-def _plain(value: Any) -> Any:
-    return [float(part) for part in value] if isinstance(value, (list, tuple)) else value
 
 
 def save_transformer(transformer: nn.Module, model: ModelConfig, folder: Path) -> None:
@@ -77,25 +73,24 @@ def save_transformer(transformer: nn.Module, model: ModelConfig, folder: Path) -
     (folder / "config.json").write_text(json.dumps(config_of(model), indent=2) + "\n")
 
 
-def weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path, name: str = WEIGHTS) -> list[Path]:
     """Return the safetensors files of a folder, those of the index if there is one.
 
     Raises: StageError when there are none or the index names a file that is not in the folder.
     """
-    index = folder / f"{WEIGHTS}.index.json"
+    index = folder / f"{name}.index.json"
     if index.is_file():
         try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            names = {plain_name(file) for file in read_json(index)["weight_map"].values()}
+        except (OSError, ValueError, KeyError, AttributeError) as error:
             raise StageError(f"{index} is no index of weights ({error})") from error
-        paths = [folder / name for name in names]
-        wrong = [path.name for path in paths if path.parent != folder or not path.is_file()]
-        if wrong:
-            raise StageError(f"{index} names files that are not there: {', '.join(wrong)}")
-        return paths
-    if not (folder / WEIGHTS).is_file():
-        raise StageError(f"{folder} holds no {WEIGHTS}; only safetensors are loaded")
-    return [folder / WEIGHTS]
+        missing = sorted(file for file in names if not (folder / file).is_file())
+        if missing:
+            raise StageError(f"{index} names files that are not there: {', '.join(missing)}")
+        return [folder / file for file in sorted(names)]
+    if not (folder / name).is_file():
+        raise StageError(f"{folder} holds no {name}; only safetensors are loaded")
+    return [folder / name]
 
 
 def load_transformer(transformer: nn.Module, folder: Path) -> str:
@@ -107,31 +102,30 @@ def load_transformer(transformer: nn.Module, folder: Path) -> str:
     parameters = dict(transformer.state_dict())
     missing, problems = set(parameters), []
     for path in paths:
-        with _open(path) as file:
-            for name in file.keys():  # noqa: SIM118 (not a dict)
-                if name not in parameters:
-                    problems.append(f"unexpected {name}")
-                    continue
-                missing.discard(name)
-                shape, wanted = file.get_slice(name).get_shape(), list(parameters[name].shape)
-                if shape != wanted:
-                    problems.append(f"{name} is {shape}, not {wanted}")
-                else:
-                    parameters[name].copy_(file.get_tensor(name))
+        try:
+            with open_tensors(path) as file:
+                for name in file.keys():  # noqa: SIM118 (not a dict)
+                    if name not in missing:
+                        known = "in two files" if name in parameters else "unexpected"
+                        problems.append(f"{known} {shown(name)}")
+                        continue
+                    missing.discard(name)
+                    tensor, wanted = file.get_slice(name), list(parameters[name].shape)
+                    if tensor.get_dtype() not in FLOATS:
+                        problems.append(f"{name} is {tensor.get_dtype()}, not a floating type")
+                    elif tensor.get_shape() != wanted:
+                        problems.append(f"{name} is {tensor.get_shape()}, not {wanted}")
+                    else:
+                        parameters[name].copy_(file.get_tensor(name))
+        except (OSError, ValueError) as error:  # also when the file is cut short
+            raise StageError(f"{path} cannot be read ({error})") from error
     problems += [f"missing {name}" for name in sorted(missing)]
     if problems:
-        shown = "; ".join(problems[:20]) + (
+        shown_problems = "; ".join(problems[:20]) + (
             f"; and {len(problems) - 20} more" * (len(problems) > 20)
         )
-        raise StageError(f"{folder} does not fit the model: {shown}")
+        raise StageError(f"{folder} does not fit the model: {shown_problems}")
     return weights_hash(folder)
-
-
-def _open(path: Path) -> Any:
-    try:
-        return safe_open(path, framework="pt")
-    except SafetensorError as error:  # also when the file is cut short
-        raise StageError(f"{path} cannot be read ({error})") from error
 
 
 def weights_hash(folder: Path) -> str:

@@ -8,6 +8,7 @@ from cosmos_hydra.engines.torch import checkpoint
 from cosmos_hydra.engines.torch.checkpoint import Checkpoint
 from cosmos_hydra.errors import ConfigError
 from cosmos_hydra.weights import diffusers
+from cosmos_hydra.weights.torch_metadata import is_distributed, read_metadata
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Located:
 def locate(path: str, key: str) -> Located:
     """Return the weights a path stands for; of a run the newest intact checkpoint.
 
-    Raises: ConfigError when the path is none of the three.
+    Raises: ConfigError when the path is none of the three; StageError when it is damaged.
     """
     folder = Path(path).expanduser()
     run = runs.run_of(folder)
@@ -37,6 +38,13 @@ def locate(path: str, key: str) -> Located:
     for candidate in (folder, folder / "transformer"):
         if diffusers.is_transformer(candidate):
             return Located(candidate, None)
+    for candidate in (folder, folder / "weights"):
+        if is_distributed(candidate):
+            count = len(read_metadata(candidate).tensors)
+            raise ConfigError(
+                f"{key}={path} is a torch distributed checkpoint with {count} tensors; "
+                f"export it to diffusers safetensors first, then name that folder"
+            )
     if (folder / "checkpoints").is_dir() or folder.name.startswith("step_"):
         raise ConfigError(f"{key}={path} holds no complete checkpoint; train it further first")
     what = "is neither a run, a step of a run, nor a diffusers folder"

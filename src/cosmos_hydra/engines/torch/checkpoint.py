@@ -22,6 +22,7 @@ from cosmos_hydra.errors import StageError
 from cosmos_hydra.weights import diffusers
 
 FORMAT_VERSION = 1
+BYTES_PER_PARAMETER = 12  # float32: weight, first and second moment
 TRANSFORMER = "transformer"
 OPTIMIZER = "optimizer.safetensors"
 TOKENIZER = "tokenizer.safetensors"
@@ -80,6 +81,19 @@ def save(
         reason = getattr(error, "strerror", None) or error
         raise StageError(f"checkpoint {folder} cannot be written ({reason})") from error
     return Checkpoint(folder, manifest)
+
+
+def check_space(run: Path, num_parameters: int) -> None:
+    """Raise StageError when the disk has no room for the checkpoints the run needs at once."""
+    size_gb = BYTES_PER_PARAMETER * num_parameters / 1e9
+    # a new one is written before an old one goes
+    needed_gb = size_gb * (1 if runs.steps(run) else 2)
+    free_gb = shutil.disk_usage(run).free / 1e9
+    if free_gb < needed_gb:
+        raise StageError(
+            f"{run} has {free_gb:.2g} GB of free disk but checkpoints of {size_gb:.2g} GB need "
+            f"{needed_gb:.2g}; free some space or set paths.runs"
+        )
 
 
 def prune(run: Path, keep: int) -> None:

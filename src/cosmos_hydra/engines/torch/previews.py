@@ -1,5 +1,6 @@
 """Videos of fixed seeds and captions while training, so that progress can be seen."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -44,9 +45,12 @@ class Previews:
         step: int,
         device: torch.device,
         autocast: Autocast,
+        check_stop: Callable[[], None] = lambda: None,
     ) -> Path:
-        """Write previews/step_N.png and an mp4 of each clip; return the picture's path."""
-        denoiser.eval()
+        """Write previews/step_N.png and an mp4 of each clip; return the picture's path.
+
+        `check_stop`, called before every sampling step, may raise to leave it early.
+        """
         generate, objective = self.config.generate, self.config.model.objective
         latents = []
         for sample in self.samples:
@@ -62,9 +66,10 @@ class Previews:
                 sampler=generate.sampler,
             )
             latents.append(
-                generate_latent(denoiser, request, objective.sigma_data, device, autocast)
+                generate_latent(
+                    denoiser, request, objective.sigma_data, device, autocast, check_stop
+                )
             )
-        denoiser.train()
         path = self.folder / f"step_{step:06d}.png"
         self._write(path, latents, device)
         return path

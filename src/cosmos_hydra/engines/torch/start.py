@@ -43,22 +43,45 @@ class Start:
     weights: Located | None = None
 
 
-def check_clip(config: Config, store: SampleStore) -> float:
+def check_samples(config: Config, store: SampleStore) -> float:
     """Return the fps of the first sample.
 
-    Raises: ConfigError when its size is not that of the configured clip.
+    Raises: ConfigError when the samples are not those of the configured clip and encoders.
     """
-    data = config.data
+    data, model = config.data, config.model
     sample = store.load(store.splits[TRAIN][0])
-    found = tuple(sample.latent_CFHW.shape)
-    if found != latent_shape(data, config.model.latent_channels):
-        _, frames, height, width = found
-        raise ConfigError(
+    channels, frames, height, width = sample.latent_CFHW.shape
+    text_tokens, text_dim = sample.text_TD.shape
+    problems = []
+    for name in ("tokenizer", "text_encoder"):
+        # a folder of NVIDIA's guide does not say what made it
+        made_with = (store.manifest.get(name) or {}).get("kind")
+        kind = getattr(model, name).kind.name
+        if made_with not in (None, kind):
+            problems.append(
+                f"data.path={data.path} was made with the {made_with} {name}, not "
+                f"model.{name}.kind={kind}; preprocess again into another data.path"
+            )
+    numbers = {
+        "model.latent_channels": (channels, model.latent_channels),
+        "model.text_tokens": (text_tokens, model.text_tokens),
+        "model.text_dim": (text_dim, model.text_dim),
+    }
+    problems += [
+        f"data.path={data.path} holds samples of {key}={found}, not {wanted}; "
+        f"preprocess again into another data.path"
+        for key, (found, wanted) in numbers.items()
+        if found != wanted
+    ]
+    if (frames, height, width) != latent_shape(data, channels)[1:]:
+        problems.append(
             f"data.path={data.path} holds clips of {1 + 8 * (frames - 1)} frames at "
             f"{8 * height}x{8 * width}, not data.frames={data.frames} "
             f"data.height={data.height} data.width={data.width}; "
             f"set these to the samples' numbers"
         )
+    if problems:
+        raise ConfigError(*problems)
     return sample.fps
 
 

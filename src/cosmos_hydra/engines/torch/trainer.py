@@ -5,8 +5,10 @@ uninterrupted one would have.
 """
 
 import logging
+import math
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import torch
 import cosmos_hydra
 from cosmos_hydra import config as schema
 from cosmos_hydra.config import Config, Recompute, TokenizerKind
-from cosmos_hydra.data.clips import TRAIN
+from cosmos_hydra.data.clips import HELD_OUT, TRAIN
 from cosmos_hydra.data.loader import Batch, Loader
 from cosmos_hydra.data.store import SampleStore
 from cosmos_hydra.diffusion.edm import denoise, weighted_error
@@ -23,14 +25,14 @@ from cosmos_hydra.engines.torch import checkpoint
 from cosmos_hydra.engines.torch.optimizer import build_optimizer, learning_rate
 from cosmos_hydra.engines.torch.precision import autocast_for, effective_precision
 from cosmos_hydra.engines.torch.previews import Previews
-from cosmos_hydra.engines.torch.signals import StopRequest, stop_on_signal
-from cosmos_hydra.engines.torch.start import check_clip, fill, plan_start
+from cosmos_hydra.engines.torch.start import check_samples, fill, plan_start
+from cosmos_hydra.engines.torch.usage import peak_memory_gb
 from cosmos_hydra.engines.torch.validation import Validation
 from cosmos_hydra.errors import Preempted, StageError
 from cosmos_hydra.logs import progress
-from cosmos_hydra.models.transformer import Denoiser, build_transformer
-from cosmos_hydra.tracking.metrics import Metrics
-from cosmos_hydra.tracking.wandb import Wandb
+from cosmos_hydra.models.transformer import Denoiser, build_transformer, evaluating
+from cosmos_hydra.signals import StopAsked, StopRequest, stop_on_request
+from cosmos_hydra.tracking.record import Record
 
 MAX_CAPTIONS = 64  # remembered in a checkpoint
 logger = logging.getLogger(__name__)
@@ -42,7 +44,7 @@ class Trainer:
     def __init__(self, config: Config, run: Path, store: SampleStore, device: torch.device) -> None:
         self.config, self.run, self.store, self.device = config, run, store, device
         self.autocast = autocast_for(config.parallel.precision, device)
-        self.fps = check_clip(config, store)
+        self.fps = check_samples(config, store)
         start = plan_start(config, run, store)
         fitted = store.layout.tokenizer
         is_toy = config.model.tokenizer.kind is TokenizerKind.toy
@@ -62,6 +64,10 @@ class Trainer:
     def transformer(self) -> torch.nn.Module:
         return self.denoiser.transformer
 
+    @property
+    def num_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.denoiser.parameters())
+
     def train(self) -> float | None:
         """Run to trainer.max_steps and return the last validation loss.
 
@@ -69,42 +75,43 @@ class Trainer:
         Raises: KeyboardInterrupt, Preempted or StageError after saving.
         """
         config, trainer = self.config, self.config.trainer
-        self.metrics = Metrics(self.run / "metrics.jsonl", self.step)
+        self.record = Record(config, self.run, self.step)
         # a run that was stopped in its last step still lacks the last validation
         is_last = self.step == trainer.max_steps and trainer.validate_every > 0
-        lacks_validation = is_last and not self.metrics.has_validation
+        lacks_validation = is_last and not self.record.has_validation
         if self.step >= trainer.max_steps and not lacks_validation:
-            self.metrics.close()
+            self.record.close()
             logger.info(
                 f"{self.run} has finished at step {self.step}; "
                 f"raise trainer.max_steps, or use resume.mode=fresh"
             )
             return None
-        millions = sum(p.numel() for p in self.denoiser.parameters()) / 1e6
+        checkpoint.check_space(self.run, self.num_parameters)
         precision = effective_precision(config.parallel.precision, self.device)
         logger.info(
-            f"{config.model.name}: {millions:.1f} M parameters on {self.device} in {precision}; "
-            f"{len(self.store.splits[TRAIN])} samples, "
-            f"steps {self.step} to {trainer.max_steps}; run {self.run}"
+            f"{config.model.name}: {self.num_parameters / 1e6:.1f} M parameters on {self.device} "
+            f"in {precision}; run {self.run}, steps {self.step} to {trainer.max_steps}"
         )
-        self.wandb = Wandb(config, self.run)
+        logger.info(
+            f"data: {config.data.path}, {len(self.store.splits[TRAIN])} samples to train on, "
+            f"{len(self.store.splits[HELD_OUT])} held out; {trainer.global_batch_size} a step"
+        )
         self.saved_step = self.step
-        with stop_on_signal() as stop:
+        with stop_on_request() as stop:
             try:
                 self._prepare()
                 self._loop(stop)
             finally:
                 if self.is_consistent and self.saved_step != self.step:
                     self._save()
-                self.metrics.close()
-                self.wandb.close()
-            if stop.signal == signal.SIGINT:
-                raise KeyboardInterrupt
-            if stop:
-                raise Preempted(
-                    f"stopped by a signal at step {self.step} of {self.run}; "
-                    f"the same command goes on from there"
-                )
+                self.record.close()
+        if stop.signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        if stop:
+            raise Preempted(
+                f"stopped by a signal at step {self.step} of {self.run}; "
+                f"the same command goes on from there"
+            )
         return self.last_loss
 
     def _prepare(self) -> None:
@@ -133,7 +140,7 @@ class Trainer:
             trainer.micro_batch_size,
         )
         self.denoiser.train()
-        if not self.metrics.has_validation:
+        if not self.record.has_validation:
             self._look(stop)
         with progress("post_train", trainer.max_steps, "steps", start=self.step) as bar:
             began_s = time.perf_counter()
@@ -141,13 +148,18 @@ class Trainer:
                 if stop:
                     return
                 waited_s = time.perf_counter() - began_s
-                row = self._update(batches)
+                row, samples = self._update(batches)
                 row["step_s"] = time.perf_counter() - began_s
                 row["data_wait_s"] = waited_s
                 row["tokens_per_s"] = self._tokens(batches) / row["step_s"]
-                self.metrics.write(row)
-                if self.step % config.log.every == 0:
-                    self.wandb.log(row)
+                row["mem_gb"] = peak_memory_gb(self.device)
+                self.record.step(row, samples)
+                if self.record.skipped_steps > trainer.max_skipped_steps:
+                    raise StageError(
+                        f"trainer.max_skipped_steps={trainer.max_skipped_steps}: steps up to "
+                        f"{self.step} were skipped, each with a loss or gradient that is no "
+                        f"finite number; lower optim.lr, or look at the samples named above"
+                    )
                 shown = {"loss": row["loss"], "lr": row["lr"]}
                 if self.last_loss is not None:
                     shown["val"] = self.last_loss
@@ -157,33 +169,55 @@ class Trainer:
                     self._save()
                 began_s = time.perf_counter()
 
-    def _update(self, batches: list[Batch]) -> dict[str, Any]:
-        """Do one optimizer step and return its row for metrics.jsonl."""
+    def _update(self, batches: list[Batch]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Do one optimizer step; return its row for metrics.jsonl and those of its samples.
+
+        With a loss or gradient that is no finite number the weights stay as they are.
+        """
         optim, max_steps = self.config.optim, self.config.trainer.max_steps
         count = sum(len(batch.ids) for batch in batches)
-        total = 0.0
+        losses = []
         for batch in batches:
             losses_B = self._losses(batch.to(self.device))
             (losses_B.sum() / count).backward()
-            total += losses_B.detach().sum().item() / count
+            losses.append(losses_B.detach())
         grad_norm = torch.nn.utils.clip_grad_norm_(
             self.denoiser.parameters(), optim.grad_clip or float("inf")
         ).item()
-        if not (torch.isfinite(torch.tensor([total, grad_norm])).all()):
-            ids = ", ".join(sample_id for batch in batches for sample_id in batch.ids)
-            raise StageError(
-                f"loss is {total}, gradient norm {grad_norm} at step {self.step + 1} "
-                f"(samples {ids}); lower optim.lr, or look at these samples"
-            )
+        rows = self._rows(batches, torch.cat(losses).tolist())
+        loss = sum(row["loss"] for row in rows) / count
+        is_finite = math.isfinite(loss) and math.isfinite(grad_norm)
         rate = learning_rate(optim, self.step, max_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
         self.is_consistent = False
-        self.optimizer.step()
+        if is_finite:
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self.optimizer.step()
         self.step += 1
         self.is_consistent = True
         self.optimizer.zero_grad(set_to_none=True)
-        return {"step": self.step, "loss": total, "lr": rate, "grad_norm": grad_norm}
+        row = {"step": self.step, "loss": loss, "lr": rate, "grad_norm": grad_norm}
+        if not is_finite:
+            row["skipped"] = True
+            self._blame(rows, loss, grad_norm)
+        return row, rows
+
+    def _rows(self, batches: list[Batch], losses: list[float]) -> list[dict[str, Any]]:
+        ids = [sample_id for batch in batches for sample_id in batch.ids]
+        sigmas = [sigma for batch in batches for sigma in batch.sigma_B.tolist()]
+        return [
+            {"step": self.step + 1, "sample": sample_id, "sigma": sigma, "loss": loss}
+            for sample_id, sigma, loss in zip(ids, sigmas, losses, strict=True)
+        ]
+
+    def _blame(self, rows: list[dict[str, Any]], loss: float, grad_norm: float) -> None:
+        # a gradient alone can come from any sample of the step
+        worst = [row for row in rows if not math.isfinite(row["loss"])] or rows
+        names = ", ".join(self.store.name_of(row["sample"]) for row in worst)
+        logger.warning(
+            f"step {self.step} is skipped: loss {loss:.4g}, gradient norm {grad_norm:.4g}; "
+            f"sample {names}"
+        )
 
     def _losses(self, batch: Batch) -> torch.Tensor:
         sigma_data = self.config.model.objective.sigma_data
@@ -209,20 +243,28 @@ class Trainer:
         """Validate and sample when it is time, or at the first and last step."""
         trainer = self.config.trainer
         is_end = self.step in (0, trainer.max_steps)
-        if self.validation and (is_end or self.step % trainer.validate_every == 0):
-            row = self.validation.run(self.denoiser, self.device, self.autocast, lambda: bool(stop))
-            if row is None:
-                return
-            self.metrics.write({"step": self.step, **row})
-            self.wandb.log({"step": self.step, **row})
-            self.last_loss = row["val_loss"]
-            logger.info(
-                f"step {self.step}: validation loss {row['val_loss']:.4f} "
-                f"(gaussian {row['gaussian_loss']:.4f}, linear {row['linear_loss']:.4f})"
-            )
-        if self.previews and (is_end or self.step % trainer.preview_every == 0) and not stop:
-            path = self.previews.show(self.denoiser, self.step, self.device, self.autocast)
-            self.wandb.log_picture("preview", path, self.step)
+        with suppress(StopAsked):
+            if self.validation and (is_end or self.step % trainer.validate_every == 0):
+                self._validate(self.validation, stop)
+            if self.previews and (is_end or self.step % trainer.preview_every == 0):
+                self._preview(self.previews, stop)
+
+    def _preview(self, previews: Previews, stop: StopRequest) -> None:
+        with self.record.timed("preview_s", self.step), evaluating(self.denoiser):
+            path = previews.show(self.denoiser, self.step, self.device, self.autocast, stop.check)
+        self.record.wandb.log_picture("preview", path, self.step)
+
+    def _validate(self, validation: Validation, stop: StopRequest) -> None:
+        began_s = time.perf_counter()
+        with evaluating(self.denoiser):
+            row = validation.run(self.denoiser, self.device, self.autocast, stop.check)
+        row = {"step": self.step, **row, "validation_s": time.perf_counter() - began_s}
+        self.record.validation(row)
+        self.last_loss = row["val_loss"]
+        logger.info(
+            f"step {self.step}: validation loss {row['val_loss']:.4f} "
+            f"(gaussian {row['gaussian_loss']:.4f}, linear {row['linear_loss']:.4f})"
+        )
 
     def _save(self) -> None:
         precision = effective_precision(self.config.parallel.precision, self.device)
@@ -237,14 +279,15 @@ class Trainer:
             "effective": {"device": str(self.device), "precision": precision.name},
             "versions": {"cosmos_hydra": cosmos_hydra.__version__, "torch": torch.__version__},
         }
-        checkpoint.save(
-            self.run,
-            self.step,
-            self.transformer,
-            self.optimizer,
-            self.config.model,
-            facts,
-            self.fitted_tokenizer,
-        )
+        with self.record.timed("checkpoint_s", self.step):
+            checkpoint.save(
+                self.run,
+                self.step,
+                self.transformer,
+                self.optimizer,
+                self.config.model,
+                facts,
+                self.fitted_tokenizer,
+            )
         self.saved_step = self.step
         checkpoint.prune(self.run, self.config.trainer.keep)

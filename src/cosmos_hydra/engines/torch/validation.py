@@ -81,23 +81,19 @@ class Validation:
         denoiser: Denoiser,
         device: torch.device,
         autocast: Autocast,
-        should_stop: Callable[[], bool] = lambda: False,
-    ) -> dict[str, Any] | None:
-        """Return the row for metrics.jsonl, or None when asked to stop before the end."""
-        denoiser.eval()
+        check_stop: Callable[[], None] = lambda: None,
+    ) -> dict[str, Any]:
+        """Return the row for metrics.jsonl; `check_stop` may raise to leave it early."""
         errors = []
         for case in self.cases:
             estimates = []
             for part in range(0, len(self.sigma_B), self.micro_batch_size):
-                if should_stop():
-                    denoiser.train()
-                    return None
+                check_stop()
                 rows = slice(part, part + self.micro_batch_size)
                 estimates.append(self._estimate(denoiser, case, rows, device, autocast))
             errors.append(self._errors(case, torch.cat(estimates)))
-        denoiser.train()
         losses_B = torch.stack(errors).mean(0)
-        row = {
+        row: dict[str, Any] = {
             "val_loss": losses_B.mean().item(),
             **{f"{name}_loss": b.mean().item() for name, b in self.baseline_rows.items()},
         }

@@ -1,0 +1,69 @@
+"""One process a folder: a lock that its owner's death releases, whatever killed it."""
+
+import fcntl
+import json
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from cosmos_hydra.errors import StageError
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def claim(lock: Path, name: str) -> Iterator[None]:
+    """Hold what the file `lock` stands for; `name` says in a message what that is.
+
+    Raises: StageError naming the process that holds it.
+    """
+    made = [folder for folder in (lock.parent, *lock.parent.parents) if not folder.exists()]
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        with lock.open("a+") as file:
+            try:
+                # the kernel releases it at any kind of death; network file systems pass it on
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise StageError(f"{name} is in use by {_owner(lock)}") from None
+            except OSError:
+                logger.warning(f"{lock.parent} has a file system without locks: run one process")
+            if not _is(lock, file.fileno()):
+                continue  # its former owner removed the file in between
+            _sign(file.fileno())
+            try:
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
+                for folder in made:
+                    if any(folder.iterdir()):
+                        break
+                    folder.rmdir()
+            return
+
+
+def _is(path: Path, descriptor: int) -> bool:
+    with suppress(FileNotFoundError):
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    return False
+
+
+def _sign(descriptor: int) -> None:
+    owner = {"host": socket.gethostname(), "pid": os.getpid()}
+    job = os.environ.get("SLURM_JOB_ID")
+    content = json.dumps({**owner, **({"slurm_job": job} if job else {})})
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, content.encode())
+
+
+def _owner(lock: Path) -> str:
+    try:
+        owner = json.loads(lock.read_text())
+        job = f", Slurm job {owner['slurm_job']}" if "slurm_job" in owner else ""
+        text = f"process {owner['pid']} on {owner['host']}{job}"
+    except (OSError, ValueError, KeyError, TypeError):
+        text = "another process"
+    return f"{text}; wait for it to end, or choose another folder"

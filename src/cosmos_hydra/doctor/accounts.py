@@ -1,0 +1,105 @@
+"""Accounts: the token of the Hugging Face Hub and the key of Weights & Biases.
+
+Neither is ever shown, nor any value of the environment, and errors only by their kind.
+"""
+
+import configparser
+import netrc
+import os
+from concurrent.futures import Future
+from importlib import metadata
+from pathlib import Path
+from threading import Thread
+from urllib.parse import urlsplit
+
+from cosmos_hydra.config import Config, TokenizerKind, WandbMode
+from cosmos_hydra.doctor.findings import Finding, fix, ok, warn
+from cosmos_hydra.doctor.packages import broken
+
+HUB_TIMEOUT_S = 6.0
+HUB_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+WANDB_HOST = "https://api.wandb.ai"
+
+
+def hub(config: Config) -> Finding:
+    """Find whether there is a token for the Hub and whether the Hub takes it."""
+    from huggingface_hub import constants, get_token
+
+    token = get_token()
+    if token is None and config.model.tokenizer.kind is TokenizerKind.toy:
+        return ok(f"none, and model={config.model.name} needs none")
+    if token is None:
+        return warn("none, gated models cannot be downloaded", "hf auth login")
+    if constants.HF_HUB_OFFLINE:
+        return ok("present, not tried: HF_HUB_OFFLINE is set")
+    try:
+        status = _whoami(constants.ENDPOINT, token)
+    except Exception as error:  # noqa: BLE001 (the HTTP client differs between versions)
+        text = f"present, not tried: the Hub does not answer ({type(error).__name__})"
+        return warn(text, "export HF_HUB_OFFLINE=1 to work offline, or look at network and proxy")
+    if status in (401, 403):
+        variables = " ".join(name for name in HUB_VARIABLES if os.environ.get(name))
+        before = f"unset {variables}" if variables else "hf auth logout"
+        return fix(f"the Hub refuses it (HTTP {status})", f"{before} && hf auth login")
+    if status != 200:
+        text = f"present, not tried: the Hub answers HTTP {status}"
+        return warn(text, "cosmos-hydra stage=doctor in a few minutes")
+    return ok("accepted by the Hub")
+
+
+def _whoami(endpoint: str, token: str) -> int:
+    """Return the HTTP status of the Hub's answer, with a deadline for all of it, name look-up too.
+
+    Raises: whatever the HTTP client does; TimeoutError.
+    """
+    from huggingface_hub.utils import build_hf_headers, get_session
+
+    answer: Future[int] = Future()
+
+    def ask() -> None:
+        try:
+            headers = build_hf_headers(token=token)
+            reply = get_session().get(f"{endpoint}/api/whoami-v2", headers=headers)
+            answer.set_result(reply.status_code)
+        except Exception as error:  # noqa: BLE001 (handed to the caller)
+            answer.set_exception(error)
+
+    Thread(target=ask, daemon=True).start()
+    return answer.result(HUB_TIMEOUT_S)
+
+
+def wandb(config: Config) -> Finding:
+    """Find whether wandb works and has a key for its server; a fault only if it is to be used."""
+    worse = fix if config.log.wandb is WandbMode.online else warn
+    problem = broken("wandb")
+    if problem:
+        return worse(problem.text, problem.advice)
+    version = metadata.version("wandb")
+    if os.environ.get("WANDB_API_KEY") or _netrc_has_key():
+        return ok(f"{version}, has a key")
+    if config.log.wandb is WandbMode.online:
+        return fix(f"{version}, has no key for log.wandb=online", "wandb login")
+    return ok(f"{version}, has no key, log.wandb={config.log.wandb} needs none")
+
+
+def _netrc_has_key() -> bool:
+    """Return whether the password file has an entry for the configured server."""
+    given = os.environ.get("NETRC")
+    paths = [Path(given)] if given else [Path.home() / name for name in (".netrc", "_netrc")]
+    host = urlsplit(_wandb_url()).netloc.rpartition("@")[2]
+    for path in paths:
+        try:
+            if netrc.netrc(str(path.expanduser())).authenticators(host):
+                return True
+        except (netrc.NetrcParseError, OSError):
+            continue
+    return False
+
+
+def _wandb_url() -> str:
+    """Return the server's address: from the environment, else what `wandb login` stored."""
+    folder = Path(os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb").expanduser()
+    stored = configparser.ConfigParser(interpolation=None)
+    stored.read(folder / "settings")
+    url = os.environ.get("WANDB_BASE_URL")
+    return url or str(stored.get("default", "base_url", fallback=WANDB_HOST))

@@ -1,0 +1,76 @@
+"""What SIGTERM and SIGUSR2 (preemption) and Ctrl-C do.
+
+Where nothing can be lost a signal ends the program at once; a training loop asks for a flag
+instead and stops at its next safe point. Imports nothing slow: it is in force from the start.
+"""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+PREEMPTING = (signal.SIGTERM, signal.SIGUSR2)
+STOPPING = (signal.SIGINT, *PREEMPTING)
+
+
+class Stopped(BaseException):
+    """A preempting signal came where the program can end at once; caught by `main` alone.
+
+    Like KeyboardInterrupt no Exception, so that no library takes it for a failure of its own.
+    """
+
+
+def stop_at_once() -> None:
+    """Make preempting signals raise Stopped in the main thread."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        raise Stopped(signal.Signals(number).name)
+
+    for number in PREEMPTING:
+        signal.signal(number, handle)
+
+
+def ignore_all() -> None:
+    """Let nothing interrupt what is left to do: the exit code is decided."""
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
+
+
+class StopAsked(Exception):
+    """Leave work that can be left half done: a validation, a preview."""
+
+
+class StopRequest:
+    """Whether a stop was asked for, and by which signal."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def __bool__(self) -> bool:
+        return self.signal is not None
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Note the signal; a second Ctrl-C interrupts at once."""
+        if number == signal.SIGINT and self.signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = number
+
+    def check(self) -> None:
+        """Raise StopAsked if a stop was asked for."""
+        if self:
+            raise StopAsked
+
+
+@contextmanager
+def stop_on_request() -> Iterator[StopRequest]:
+    """Yield the flag that signals set; the former handlers come back at the end. Main thread only.
+
+    Whoever uses it looks at the flag once more after the block.
+    """
+    request = StopRequest()
+    before = {number: signal.signal(number, request.handle) for number in STOPPING}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
