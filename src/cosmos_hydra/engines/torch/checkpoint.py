@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from cosmos_hydra import config as schema
 from cosmos_hydra import files, runs
 from cosmos_hydra.config import ModelConfig
 from cosmos_hydra.errors import STORAGE, StageError, storage_errno
@@ -103,10 +104,7 @@ def save(
     except (OSError, SafetensorError) as error:
         number = storage_errno(error)
         reason, advice = (os.strerror(number), STORAGE[number]) if number else (error, "try again")
-        raise StageError(
-            f"checkpoint {folder} cannot be written ({reason}); "
-            f"{advice}, the same command goes on from the one before"
-        ) from error
+        raise StageError(f"checkpoint {folder} cannot be written ({reason}); {advice}") from error
     return Checkpoint(folder, manifest)
 
 
@@ -148,7 +146,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     Raises: StageError naming what is wrong.
     """
     try:
-        path = folder / runs.MANIFEST
+        path = contained(folder, runs.MANIFEST)
         version = read_json(path).get("format_version")
         if version != FORMAT_VERSION:
             raise StageError(
@@ -161,6 +159,11 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         raise StageError(f"checkpoint {folder} has no readable manifest.json ({error})") from error
     for name, digest in manifest["files"].items():
         _check_file(folder, name, digest)
+    # a weight file or an index that the manifest does not know would be read all the same
+    found = (f"{TRANSFORMER}/{path.name}" for path in (folder / TRANSFORMER).glob("*.safetensors*"))
+    unknown = sorted({*REQUIRED, *found} - manifest["files"].keys())
+    if unknown:
+        raise StageError(f"checkpoint {folder} is damaged: its manifest lacks {shown(unknown[0])}")
     return Checkpoint(folder, manifest)
 
 
@@ -169,14 +172,13 @@ def _check_facts(folder: Path, manifest: dict[str, Any]) -> None:
     wrong = [name for name, kind in FACTS.items() if not isinstance(manifest.get(name), kind)]
     if wrong:
         raise ValueError(f"{', '.join(wrong)} missing or of another type")
+    try:
+        schema.from_dict(manifest["config"])
+    except ValueError as error:
+        raise ValueError(f"its config does not fit: {shown(error)}") from error
     number = folder.name.removeprefix("step_")
     if number.isdecimal() and int(number) != manifest["step"]:
         raise ValueError(f"it is of step {manifest['step']}")
-    # a weight file or an index that the manifest does not know would be read all the same
-    found = {f"{TRANSFORMER}/{path.name}" for path in (folder / TRANSFORMER).glob("*.safetensors*")}
-    unknown = {*REQUIRED, *found} - manifest["files"].keys()
-    if unknown:
-        raise ValueError(f"it does not list {shown(min(unknown))}")
 
 
 def _check_file(folder: Path, name: str, digest: object) -> None:
@@ -201,6 +203,9 @@ def newest(run: Path) -> Checkpoint | None:
     Raises: StageError when there are checkpoints and every one is damaged.
     """
     found = runs.steps(run)
+    complete = {runs.step_folder(run, step) for step in found}
+    for folder in sorted({*(run / "checkpoints").glob("step_*")} - complete):
+        logger.info(f"{folder} is no complete checkpoint and is not used")
     for step in reversed(found):
         try:
             return open_checkpoint(runs.step_folder(run, step))
