@@ -77,11 +77,12 @@ def task(composed: DictConfig) -> object:
     try:
         with _hydra_raises(False):
             return _run(job, hydra_config)
-    except CosmosError as error:
-        if hydra_config.mode is RunMode.MULTIRUN:
+    except (CosmosError, OSError) as error:
+        problem = storage_error(error) if isinstance(error, OSError) else error
+        if problem is None or hydra_config.mode is RunMode.MULTIRUN:
             raise
         # SystemExit passes through Hydra without its own report
-        raise SystemExit(report(error)) from None
+        raise SystemExit(report(problem)) from None
     finally:
         _discard_if_unused(job.directory)
 

@@ -86,7 +86,7 @@ def check_what_counts(cwd: Path, stage: str) -> None:
     counting = []
     for info in (cwd / SAMPLES).glob("[!.]*.info.json"):
         sample_id = info.name.partition(".")[0]
-        counting += [info, info.with_name(f"{sample_id}.video_latent.safetensors")]
+        counting += [info, *info.parent.glob(f"{sample_id}.video_latent.*")]
     for sidecar in (cwd / RUN / "videos").glob("[!.]*.json"):
         counting += [sidecar, sidecar.with_suffix(".mp4")]
     names = {path.relative_to(cwd).as_posix(): path for path in counting}
