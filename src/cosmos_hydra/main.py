@@ -35,7 +35,7 @@ from cosmos_hydra.logs import logging_to
 from cosmos_hydra.overrides import conf_folder, explain, quote_free_text, refuse_null_groups
 from cosmos_hydra.redaction import leaks, redact, redacted_output
 from cosmos_hydra.runs import run_directory
-from cosmos_hydra.signals import ending_in_one_line, ignore_all
+from cosmos_hydra.signals import ending_when_interrupted, ignore_all
 
 STAGES = {
     schema.Stage.preprocess: "cosmos_hydra.stages.preprocess:run",
@@ -188,7 +188,7 @@ def main() -> None:
     guard.install()
     OmegaConf.register_new_resolver("run_directory", run_directory, replace=True)
     entry = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")
-    with redacted_output(), ending_in_one_line():
+    with redacted_output(), ending_when_interrupted():
         _run_hydra(entry(task), arguments)
 
 

@@ -28,7 +28,8 @@ DISK = "disk"
 FILLER = "filler"
 CHANGES = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod")
 IMPORTS = (
-    *("decord", "diffusers", "transformers", "matplotlib.backends.backend_agg"),
+    *("av", "decord", "diffusers.models.transformers.transformer_cosmos", "transformers"),
+    *("matplotlib.backends.backend_agg", "PIL.PngImagePlugin", "cosmos_hydra.main"),
     *(f"cosmos_hydra.stages.{stage}" for stage in ("preprocess", "post_train", "generate")),
 )
 

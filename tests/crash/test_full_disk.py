@@ -97,7 +97,7 @@ MOMENTS = {
     "a preview": ("rarely_saved", "engines.torch.previews.generate_latent", 3, 4096),
     "a save": ("rarely_saved", "engines.torch.checkpoint.save", 2, 1 << 20),
     "an overview": ("rarely_saved", "stages.post_train.draw_overview", 1, 4096),
-    "a report": ("rarely_saved", "stages.post_train.write_report", 1, 4096),
+    "a report": ("reported", "stages.post_train.write_report", 1, 4096),
     "sampling": ("generate", "sampling.videos.generate_latent", 2, 0),
     "comparing": ("generate", "sampling.memorisation.TrainingClips.write_nearest", 3, 4096),
     "a contact sheet": ("generate", "sampling.videos.save_picture", 1, 4096),
@@ -116,7 +116,8 @@ def test_files_that_may_not_grow_are_one_line(moment: str, tmp_path: Path) -> No
     fail_once(stage, hook, errno.EFBIG, tmp_path / "cwd")
 
 
-@pytest.mark.parametrize("call", [1, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("call", [1, 3])
 def test_a_step_whose_rows_are_not_all_written_is_done_again(call: int, tmp_path: Path) -> None:
     # the row of the step, those of its two samples
     place, within = "tracking.metrics._finite", "tracking.record.Record.step"
@@ -228,6 +229,7 @@ def test_a_file_where_a_folder_should_be_is_one_line(
     assert file.read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_a_full_disk_under_stdout_does_not_stop_a_run(tmp_path: Path) -> None:
     typed = begin("rarely_saved", tmp_path / "cwd")
     hook = Hook("cosmos_hydra.engines.torch.trainer.fill", do="mute")

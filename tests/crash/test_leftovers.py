@@ -14,7 +14,7 @@ from small_runs import small_config, train
 from cosmos_hydra import files, runs
 from cosmos_hydra.engines.torch.checkpoint import newest
 from cosmos_hydra.logs import logging_to
-from cosmos_hydra.signals import STOPPING, Stopped, ending_in_one_line, stop_at_once
+from cosmos_hydra.signals import STOPPING, ending_when_interrupted
 
 
 def test_only_temporary_files_are_removed(tmp_path: Path) -> None:
@@ -142,20 +142,11 @@ def _handlers() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_handlers")
-def test_of_signals_that_come_together_the_first_counts() -> None:
-    stop_at_once()
-    with pytest.raises(Stopped, match="SIGTERM"):
-        signal.raise_signal(signal.SIGTERM)
-    signal.raise_signal(signal.SIGUSR2)
-
-
-@pytest.mark.usefixtures("_handlers")
 def test_nothing_interrupts_the_end(capsys: pytest.CaptureFixture[str]) -> None:
-    stop_at_once()
-    with pytest.raises(SystemExit) as stop, ending_in_one_line():
-        signal.raise_signal(signal.SIGUSR2)
-    assert stop.value.code == 75
+    with pytest.raises(SystemExit) as stop, ending_when_interrupted():
+        raise KeyboardInterrupt
+    assert stop.value.code == 130
     for number in STOPPING:
         signal.raise_signal(number)
-    text = "cosmos-hydra: stopped by SIGUSR2; the same command goes on from here\n"
+    text = "cosmos-hydra: interrupted; the same command goes on from here\n"
     assert capsys.readouterr().err == text

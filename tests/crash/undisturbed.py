@@ -33,9 +33,13 @@ STAGES = {
     "preprocess": Stage(("stage=preprocess", *SMALL)),
     "nemo": Stage(("stage=preprocess", *SMALL, "data.format=nemo", "model.text_tokens=512")),
     "post_train": Stage((*TRAIN, "trainer.save_every=1", "log.report=false"), "preprocess"),
-    "rarely_saved": Stage((*TRAIN, "trainer.save_every=4"), "preprocess"),
+    "rarely_saved": Stage((*TRAIN, "trainer.save_every=4", "log.report=false"), "preprocess"),
+    "reported": Stage((*TRAIN, "trainer.save_every=4"), "preprocess"),
     "generate": Stage(
-        ("stage=generate", f"checkpoint={RUN}", "generate.videos_per_prompt=4", *SMALL[-2:]),
+        (
+            *("stage=generate", f"checkpoint={RUN}", "generate.videos_per_prompt=4"),
+            *("generate.steps=2", "generate.max_captions=1", "log.report=false"),
+        ),
         "post_train",
     ),
 }

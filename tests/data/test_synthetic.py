@@ -51,8 +51,8 @@ def test_a_folder_rendered_with_other_settings_is_refused(tmp_path: Path) -> Non
     before = contents(Path(data.source))
     data.synthetic.views = ["front"]
     refusal = (
-        r"holds videos rendered otherwise \(data.synthetic.views: \['front', 'left', 'right', "
-        r"'above'\] -> \['front'\]\); choose another data.source or data.name, or remove"
+        r'holds videos rendered otherwise \(data.synthetic.views: \["front", "left", "right", '
+        r'"above"\] -> \["front"\]\); choose another data.source or data.name, or remove'
     )
     with pytest.raises(StageError, match=refusal):
         find(data)
