@@ -226,6 +226,17 @@ class DataConfig:
 
 @dataclass
 class ParallelConfig:
+    # ranks that hold copies of the whole model, each with its own samples; -1 = what is left
+    dp_replicate: int = 1
+    # ranks that share weights, gradients and optimizer state (FSDP), each with its own samples;
+    # -1 = what is left
+    dp_shard: int = 1
+    # ranks that share the tokens of each sample (context parallel)
+    cp: int = 1
+    # ranks that share the heads and the MLP of each block (tensor parallel)
+    tp: int = 1
+    # with tp: share the tokens between the blocks' parts too
+    sequence_parallel: bool = True
     # bf16 = bfloat16 compute with float32 weights and loss; fp32 = float32 throughout;
     # auto = bf16 on a GPU, fp32 on a CPU
     precision: Precision = Precision.auto

@@ -1,0 +1,108 @@
+"""Attention of a block: heads split over tp, tokens over cp, kernel by name.
+
+Under cp each rank holds part of a clip's tokens. Ulysses (arXiv 2309.14509) exchanges tokens for
+heads around the kernel; where the heads do not divide, keys and values are gathered instead.
+Cross-attention needs neither: every rank holds the whole text.
+Legend: B batch, N heads, L tokens, l tokens of this rank, K head dim, T text tokens, D width.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from diffusers.models.embeddings import apply_rotary_emb
+from torch.distributed._functional_collectives import (
+    all_gather_tensor_autograd,
+    all_to_all_single_autograd,
+)
+from torch.distributed.device_mesh import DeviceMesh
+
+Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def attend(q_BNLK: torch.Tensor, k_BNLK: torch.Tensor, v_BNLK: torch.Tensor) -> torch.Tensor:
+    """Return softmax attention without a mask, by PyTorch's kernels."""
+    return torch.nn.functional.scaled_dot_product_attention(q_BNLK, k_BNLK, v_BNLK)
+
+
+class Ulysses:
+    """Exchange tokens for heads, attend over the whole clip, exchange back."""
+
+    def __init__(self, kernel: Kernel, mesh: DeviceMesh) -> None:
+        self.kernel, self.size, self.group = kernel, mesh.size(), mesh.get_group()
+
+    def __call__(
+        self, q_BNlK: torch.Tensor, k_BNlK: torch.Tensor, v_BNlK: torch.Tensor
+    ) -> torch.Tensor:
+        # one exchange for all three: [3 * B, N, l, K]
+        qkv_BNLK = self._tokens_for_heads(torch.cat([q_BNlK, k_BNlK, v_BNlK]))
+        out_BNLK = self.kernel(*qkv_BNLK.chunk(3))
+        return self._heads_for_tokens(out_BNLK)
+
+    def _tokens_for_heads(self, x_BNlK: torch.Tensor) -> torch.Tensor:
+        B, N, l, K = x_BNlK.shape
+        x = x_BNlK.transpose(0, 1).reshape(self.size, N // self.size, B, l, K)
+        x = self._exchange(x)  # first axis: whose tokens
+        return x.permute(2, 1, 0, 3, 4).reshape(B, N // self.size, self.size * l, K)
+
+    def _heads_for_tokens(self, x_BNLK: torch.Tensor) -> torch.Tensor:
+        B, n, L, K = x_BNLK.shape
+        x = x_BNLK.reshape(B, n, self.size, L // self.size, K).permute(2, 1, 0, 3, 4)
+        x = self._exchange(x)  # first axis: whose heads
+        return x.flatten(0, 1).transpose(0, 1)
+
+    def _exchange(self, x: torch.Tensor) -> torch.Tensor:
+        flat = x.contiguous().flatten()
+        return all_to_all_single_autograd(flat, None, None, self.group).view(x.shape)
+
+
+class GatheredKeys:
+    """Attend from the own tokens to keys and values gathered from all ranks."""
+
+    def __init__(self, kernel: Kernel, mesh: DeviceMesh) -> None:
+        self.kernel, self.group = kernel, mesh.get_group()
+
+    def __call__(
+        self, q_BNlK: torch.Tensor, k_BNlK: torch.Tensor, v_BNlK: torch.Tensor
+    ) -> torch.Tensor:
+        kv_BNlK = torch.cat([k_BNlK, v_BNlK]).contiguous()
+        kv_BNLK = all_gather_tensor_autograd(kv_BNlK, 2, self.group)
+        return self.kernel(q_BNlK, *kv_BNLK.chunk(2))
+
+
+class BlockAttention:
+    """diffusers' attention processor of the Cosmos blocks, with our kernel."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: None = None,
+        image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        """Return the attention's output, [B, l, D]; the names are diffusers'."""
+        x_BlD = hidden_states
+        source_BTD = x_BlD if encoder_hidden_states is None else encoder_hidden_states
+        # under tp these give the own heads only
+        head_dim = attn.inner_dim // attn.heads
+        q_BNlK, k_BNTK, v_BNTK = (
+            project(source).unflatten(2, (-1, head_dim)).transpose(1, 2)
+            for project, source in (
+                (attn.to_q, x_BlD),
+                (attn.to_k, source_BTD),
+                (attn.to_v, source_BTD),
+            )
+        )
+        q_BNlK, k_BNTK = attn.norm_q(q_BNlK), attn.norm_k(k_BNTK)
+        if image_rotary_emb is not None:
+            q_BNlK, k_BNTK = (
+                apply_rotary_emb(x, image_rotary_emb, use_real_unbind_dim=-2)
+                for x in (q_BNlK, k_BNTK)
+            )
+        out_BNlK = self.kernel(q_BNlK, k_BNTK, v_BNTK)
+        out_BlD = out_BNlK.transpose(1, 2).flatten(2, 3).type_as(q_BNlK)
+        return attn.to_out[1](attn.to_out[0](out_BlD))

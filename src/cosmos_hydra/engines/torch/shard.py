@@ -1,0 +1,104 @@
+"""Apply parallelism to a transformer, in this order: tensor parallel, tokens, recompute, compile,
+FSDP. Nothing else knows the order.
+
+Gradients come out as sums over all ranks: the loss of a rank is that of its samples over the
+global number of samples, so nothing is averaged.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import Replicate, Shard
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    PrepareModuleInput,
+    RowwiseParallel,
+    parallelize_module,
+)
+
+from cosmos_hydra.config import Config, Precision
+from cosmos_hydra.engines.torch.attention import (
+    BlockAttention,
+    GatheredKeys,
+    Kernel,
+    Ulysses,
+    attend,
+)
+from cosmos_hydra.engines.torch.mesh import Ranks
+from cosmos_hydra.engines.torch.precision import effective_precision
+from cosmos_hydra.engines.torch.recompute import apply_recompute
+from cosmos_hydra.engines.torch.sequence import Share, share_tokens
+
+
+def parallelize(transformer: Any, config: Config, ranks: Ranks) -> None:
+    """Change a transformer in place; its parameters may still be on the meta device."""
+    mesh, degrees, parallel = ranks.mesh, ranks.degrees, config.parallel
+    is_sequence_parallel = parallel.sequence_parallel and degrees.tp > 1
+    if mesh is not None and degrees.tp > 1:
+        _tensor_parallel(transformer, mesh["tp"], is_sequence_parallel)
+    _set_attention(transformer, config, ranks)
+    if mesh is not None and (degrees.cp > 1 or is_sequence_parallel):
+        _share(transformer, mesh, is_sequence_parallel)
+    apply_recompute(transformer, parallel)
+    if parallel.compile:
+        for block in transformer.transformer_blocks:
+            block.compile()
+    if mesh is not None:
+        _fully_shard(transformer, mesh, effective_precision(parallel.precision, ranks.device))
+
+
+def _tensor_parallel(transformer: Any, tp: DeviceMesh, is_sequence_parallel: bool) -> None:
+    """Split heads and the MLP's hidden channels; between them tokens are split or replicated."""
+    between = Shard(1) if is_sequence_parallel else Replicate()
+    enter = PrepareModuleInput(input_layouts=(between,), desired_input_layouts=(Replicate(),))
+    leave = RowwiseParallel(output_layouts=between)
+    attention = {"to_q": ColwiseParallel(), "to_k": ColwiseParallel(), "to_v": ColwiseParallel()}
+    plan = {}
+    for name in ("attn1", "attn2"):
+        plan |= {name: enter, f"{name}.to_out.0": leave}
+        plan |= {f"{name}.{projection}": style for projection, style in attention.items()}
+    plan |= {"ff": enter, "ff.net.0.proj": ColwiseParallel(), "ff.net.2": leave}
+    for block in transformer.transformer_blocks:
+        parallelize_module(block, tp, plan)
+
+
+def _set_attention(transformer: Any, config: Config, ranks: Ranks) -> None:
+    over_all: Kernel = attend
+    own_heads = config.model.num_heads // ranks.degrees.tp
+    if ranks.mesh is not None and ranks.degrees.cp > 1:
+        is_divisible = own_heads % ranks.degrees.cp == 0
+        over_all = (Ulysses if is_divisible else GatheredKeys)(attend, ranks.mesh["cp"])
+    for block in transformer.transformer_blocks:
+        block.attn1.set_processor(BlockAttention(over_all))
+        block.attn2.set_processor(BlockAttention(attend))
+
+
+def _share(transformer: Any, mesh: DeviceMesh, is_sequence_parallel: bool) -> None:
+    cp = Share(mesh.get_local_rank("cp"), mesh["cp"].size())
+    if not is_sequence_parallel:
+        share_tokens(transformer, cp, cp, mesh["cp"].get_group())
+        return
+    both = mesh["cp", "tp"]._flatten("cp_tp")
+    tp = mesh["tp"].size()
+    tokens = Share(cp.place * tp + mesh.get_local_rank("tp"), cp.size * tp)
+    share_tokens(transformer, tokens, cp, both.get_group())
+
+
+def _fully_shard(transformer: Any, mesh: DeviceMesh, precision: Precision) -> None:
+    shards = mesh["dp_shard", "cp"]._flatten("dp_shard_cp")
+    axes = mesh["dp_replicate", "dp_shard_cp"] if mesh["dp_replicate"].size() > 1 else shards
+    compute = torch.bfloat16 if precision is Precision.bf16 else torch.float32
+    policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32)
+    # position tables are summed over three axes and normalised in float32
+    fully_shard(transformer.learnable_pos_embed, mesh=axes, mp_policy=MixedPrecisionPolicy())
+    for block in transformer.transformer_blocks:
+        fully_shard(block, mesh=axes, mp_policy=policy)
+    fully_shard(transformer, mesh=axes, mp_policy=policy)
+    for module in transformer.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)
+            # a plain sum, which gloo has too, and not NCCL's sum with a factor
+            module.set_force_sum_reduction_for_comms(True)
