@@ -1,0 +1,96 @@
+"""Weights and optimizer state as one flat table of tensors, and that table on disk.
+
+On disk it is a torch.distributed.checkpoint (DCP) folder: every rank writes what it holds, and
+ranks of another mesh, or one process alone, read what they need. Keys: `weight.NAME`, and
+`exp_avg.NAME`, `exp_avg_sq.NAME`, `step.NAME` of AdamW.
+"""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import nn
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from cosmos_hydra.weights.torch_metadata import read_metadata
+
+Table = dict[str, torch.Tensor]
+WEIGHT = "weight"
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class WholeTensor(Protocol):
+    """A tensor, or one in a file, of which a slice can be had."""
+
+    def __getitem__(self, slices: tuple[slice, ...]) -> torch.Tensor: ...
+
+
+def table_of(module: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> Table:
+    """Return the live tensors of a model and its optimizer by key; nothing is copied."""
+    table = {}
+    for name, parameter in module.named_parameters():
+        table[f"{WEIGHT}.{name}"] = parameter.detach()
+        for kind, tensor in (optimizer.state.get(parameter, {}) if optimizer else {}).items():
+            table[f"{kind}.{name}"] = tensor
+    return table
+
+
+def copy_to_cpu(table: Table) -> Table:
+    """Return copies in main memory: later steps do not change them."""
+    return {name: tensor.to("cpu", copy=True) for name, tensor in table.items()}
+
+
+def write(table: Table, folder: Path, group: dist.ProcessGroup | None) -> None:
+    """Write a table; called by every rank of `group`, a gloo group, or by one process alone."""
+    writer = FileSystemWriter(folder, single_file_per_rank=True, sync_files=True, thread_count=1)
+    dcp.save(table, storage_writer=writer, process_group=group, no_dist=group is None)
+
+
+def read_into(table: Table, folder: Path, group: dist.ProcessGroup | None) -> None:
+    """Fill tensors, or this rank's parts of them, from a folder of any mesh.
+
+    Raises: StageError when the folder's `.metadata` could run code.
+    """
+    read_metadata(folder)  # refuses what torch's reader would run
+    reader = FileSystemReader(folder)
+    dcp.load(table, storage_reader=reader, process_group=group, no_dist=group is None)
+
+
+def make_moments(module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Give AdamW its state before the first step, so that there is something to read into."""
+    for parameter in _trained(module.parameters()):
+        state = optimizer.state[parameter]
+        for kind in MOMENTS:
+            state[kind] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+        state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+
+
+def _trained(parameters: Iterable[nn.Parameter]) -> Iterable[nn.Parameter]:
+    return (parameter for parameter in parameters if parameter.requires_grad)
+
+
+def fill_shards(module: nn.Module, whole: Callable[[str, torch.Size], WholeTensor]) -> None:
+    """Fill parameters, or this rank's parts of them, from tensors that are read in slices.
+
+    `whole` returns what a parameter of a name and global shape is made of; nothing larger than one
+    parameter is in memory at a time, and of a file only this rank's part.
+    """
+    for name, parameter in module.named_parameters():
+        source = whole(name, parameter.shape)
+        part = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+        part.detach().copy_(source[slices_of(parameter)])
+
+
+def slices_of(parameter: torch.Tensor) -> tuple[slice, ...]:
+    """Return where in the whole tensor this rank's part lies."""
+    if not isinstance(parameter, DTensor):
+        return tuple(slice(0, length) for length in parameter.shape)
+    shape, offset = compute_local_shape_and_global_offset(
+        parameter.shape, parameter.device_mesh, parameter.placements
+    )
+    return tuple(slice(o, o + length) for o, length in zip(offset, shape, strict=True))
