@@ -23,7 +23,7 @@ def check(folder: Path) -> str:
     assert last["val_loss"] < GAUSSIAN_SHARE * last["gaussian_loss"], last
     assert last["val_loss"] < last["linear_loss"], last
     assert Image.open(run / "overview.png").size[0] >= 900
-    videos = sorted((run / "videos").glob("*.mp4"))
+    videos = sorted((run / "videos").glob("*_??????.mp4"))
     assert len(videos) == 4, videos
     movement = []
     for video in videos:

@@ -48,6 +48,16 @@ def test_generate_out_goes_before_all(tmp_path: Path) -> None:
     assert found == "there"
 
 
+def test_report_writes_into_the_run_that_it_reads(tmp_path: Path) -> None:
+    run = tmp_path / "one"
+    step = add_step(run, 4)
+    # one without a checkpoint so far is taken as it is
+    for checkpoint, place in ((run, run), (step, run), (tmp_path / "new", tmp_path / "new")):
+        found = run_directory("runs", "x", "report", str(checkpoint), None, "auto")
+        assert found == str(place)
+    assert run_directory("runs", "one", "report", None, None, "fresh") == "runs/one"
+
+
 def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     add_step(tmp_path / "runs" / "one", 4)

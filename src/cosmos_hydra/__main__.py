@@ -1,6 +1,6 @@
 """The console script `cosmos-hydra` and `python -m cosmos_hydra`."""
 
-from cosmos_hydra.signals import stop_at_once
+from cosmos_hydra.signals import ignore_all, stop_at_once
 
 
 def run() -> None:
@@ -8,7 +8,10 @@ def run() -> None:
     stop_at_once()
     from cosmos_hydra.main import main
 
-    main()
+    try:
+        main()
+    finally:
+        ignore_all()
 
 
 if __name__ == "__main__":

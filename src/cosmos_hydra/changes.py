@@ -1,5 +1,6 @@
 """What changed between two configs or plans, in words a message can carry."""
 
+import json
 from typing import Any
 
 
@@ -11,7 +12,12 @@ def difference(old: Any, new: Any, key: str = "") -> list[str]:
             inner = f"{key}.{name}" if key else name
             found += difference(old.get(name), new.get(name), inner)
         return found
-    return [] if old == new else [f"{key}: {old} -> {new}"]
+    return [] if old == new else [f"{key}: {_typed(old)} -> {_typed(new)}"]
+
+
+def _typed(value: Any) -> str:
+    """Return a JSON value as one would type it: null, true."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

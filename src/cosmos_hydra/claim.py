@@ -1,5 +1,6 @@
 """One process a folder: a lock that its owner's death releases, whatever killed it."""
 
+import errno
 import fcntl
 import json
 import logging
@@ -8,6 +9,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
 
 from cosmos_hydra.errors import StageError
 
@@ -21,9 +23,8 @@ def claim(lock: Path, name: str) -> Iterator[None]:
     Raises: StageError naming the process that holds it.
     """
     made = [folder for folder in (lock.parent, *lock.parent.parents) if not folder.exists()]
-    lock.parent.mkdir(parents=True, exist_ok=True)
     while True:
-        with lock.open("a+") as file:
+        with _open(lock) as file:
             try:
                 # the kernel releases it at any kind of death; network file systems pass it on
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -38,11 +39,25 @@ def claim(lock: Path, name: str) -> Iterator[None]:
                 yield
             finally:
                 lock.unlink(missing_ok=True)
-                for folder in made:
-                    if any(folder.iterdir()):
-                        break
-                    folder.rmdir()
+                with suppress(OSError):  # a folder that holds something stays
+                    for folder in made:
+                        folder.rmdir()
             return
+
+
+def _open(lock: Path) -> TextIO:
+    while True:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            # signing it must not overwrite what a link, found in somebody's folder, leads to
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        except FileNotFoundError:
+            continue  # a former owner removed the folder in between
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            raise StageError(f"{lock} is a link; remove it") from None
+        return os.fdopen(descriptor, "r+")
 
 
 def _is(path: Path, descriptor: int) -> bool:

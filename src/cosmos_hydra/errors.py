@@ -4,6 +4,7 @@ Message shape: `<config key>=<value> <what is wrong>; <what would be right, or w
 """
 
 import errno
+import os
 
 
 class CosmosError(Exception):
@@ -32,19 +33,42 @@ class Preempted(CosmosError):
     exit_code = 75
 
 
+# what a disk answers when it does not take a file, and what to do about it
+STORAGE = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some of your quota",
+    errno.EFBIG: "allow larger files (ulimit -f)",
+    errno.EROFS: "set paths.runs, paths.samples or generate.out to a folder you can write to",
+    errno.EACCES: "change its permissions, or choose another folder",
+    errno.EPERM: "change its permissions, or choose another folder",
+    errno.ENOTDIR: "a file is where a folder should be: remove it, or choose another folder",
+    errno.EEXIST: "a file is where a folder should be: remove it, or choose another folder",
+    errno.EIO: "look at the disk",
+    errno.ESTALE: "look at the disk",
+}
+
+
 def storage_error(error: OSError) -> StageError | None:
     """Return one line for an error of disk or permissions, None for any other."""
-    advice = {
-        errno.ENOSPC: "free some space",
-        errno.EDQUOT: "free some of your quota",
-        errno.EFBIG: "allow larger files (ulimit -f)",
-        errno.EROFS: "set paths.runs, paths.samples or generate.out to a folder you can write to",
-        errno.EACCES: "change its permissions, or choose another folder",
-        errno.EPERM: "change its permissions, or choose another folder",
-        errno.EIO: "look at the disk",
-    }
-    if error.errno not in advice:
+    if error.errno not in STORAGE:
         return None
     where = f"{error.filename}: " if error.filename else ""
     reason = (error.strerror or "input/output error").lower()
-    return StageError(f"{where}{reason}; {advice[error.errno]}, the same command goes on from here")
+    advice = STORAGE[error.errno]
+    return StageError(f"{where}{reason}; {advice}, the same command goes on from here")
+
+
+def storage_errno(error: BaseException) -> int | None:
+    """Return the number of the disk's error behind that of any library; None if there is none.
+
+    Some raise their own kind with the system's words in it, some hide the cause in a chain.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in STORAGE:
+            return seen.errno
+        for number in STORAGE:
+            if os.strerror(number) in str(seen):
+                return number
+        seen = seen.__cause__ or seen.__context__
+    return None

@@ -6,6 +6,7 @@ Everything that must survive a kill is written through here, its manifest last.
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,9 +14,26 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from cosmos_hydra.errors import storage_errno
+
+LOCK = ".lock"
 TEMPORARY_SUFFIX = ".tmp"
+# temporary names of `write_with`, and those that safetensors writes to before it renames
+LEFTOVER = re.compile(r"\..+\.\d+\.tmp(\.\w+)?|\.tmp\w{6}")
 UMASK = os.umask(0)
 os.umask(UMASK)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Turn an error of the disk, whichever library met it, into an OSError that names `path`."""
+    try:
+        yield
+    except Exception as error:
+        number = storage_errno(error)
+        if number is None:
+            raise
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def sync(path: Path) -> None:
@@ -32,17 +50,18 @@ def write_with(path: Path, write: Callable[[Path], object]) -> None:
 
     Readers see the old file or the new one, never half of it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     # the suffix of the target stays last, since some writers look at it
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{TEMPORARY_SUFFIX}{path.suffix}")
-    try:
-        write(temporary)
-        _open_to_readers(temporary)
-        sync(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync(path.parent)
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write(temporary)
+            _open_to_readers(temporary)
+            sync(temporary)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync(path.parent)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -77,6 +96,17 @@ def new_folder(path: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     sync(path.parent)
+
+
+def remove_leftovers(*folders: Path, prefix: str = ".") -> None:
+    """Remove the temporary files that a kill left right in these folders, if they exist.
+
+    For whoever has claimed them: nobody else may be writing a file with this prefix there.
+    """
+    for folder in folders:
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if path.name.startswith(prefix) and LEFTOVER.fullmatch(path.name):
+                path.unlink()
 
 
 def _open_to_readers(file: Path) -> None:

@@ -1,56 +1,97 @@
 """Nothing in a config is called: what Hydra composes is examined before Hydra acts on it.
 
-Hydra instantiates `_target_` of launcher, sweeper and callbacks, and logging calls what its
-config names. Overrides, experiments and config folders of others can reach all of these.
+Hydra instantiates `_target_` of launcher, sweeper and callbacks, logging imports what its config
+names, and a folder of configs given as `pkg://` is imported. Overrides, experiments and config
+folders of others can reach all of these.
 """
 
 import functools
+import importlib
 import re
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import ConfigRepository
+from hydra.core.config_search_path import ConfigSearchPath
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.resolvers import oc
 
+from cosmos_hydra.changes import flat
 from cosmos_hydra.errors import ConfigError
+from cosmos_hydra.reading import shown
+from cosmos_hydra.redaction import KNOWN, leaks, secrets
 
-# what Hydra may instantiate, and where
+# what Hydra may instantiate
 ALLOWED = {
-    "hydra.launcher._target_": {"hydra._internal.core_plugins.basic_launcher.BasicLauncher"},
-    "hydra.sweeper._target_": {"hydra._internal.core_plugins.basic_sweeper.BasicSweeper"},
+    "hydra.launcher._target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
+    "hydra.sweeper._target_": "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
 }
-CALLING = {"_target_", "_partial_", "_args_", "_recursive_", "_convert_"}
-# of a logging config: these keys call nothing
-QUIET = {"version", "root", "disable_existing_loggers"}
-# variables that make another program, or Python itself, load code
-LOADING = re.compile(r"LD_.*|DYLD_.*|PYTHON.*|PATH|BASH_ENV|ENV|TORCH_EXTENSIONS_DIR")
+CALLING = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
+LEVELS = ("NOTSET", "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+# variables that make nothing load code, write files or talk to another host
+SETTABLE = re.compile(
+    r"NCCL_(?!.*(PLUGIN|PATH|FILE|COMM_ID))\w+|GLOO_SOCKET_IFNAME|(OMP|MKL)_NUM_THREADS"
+    r"|CUDA_(VISIBLE_DEVICES|LAUNCH_BLOCKING)|PYTORCH_(CUDA_)?ALLOC_CONF|TOKENIZERS_PARALLELISM"
+    r"|TORCH_(CPP_LOG_LEVEL|DISTRIBUTED_DEBUG)|(HF_HUB|TRANSFORMERS)_OFFLINE"
+)
 
 
 def install() -> None:
-    """Have every config that Hydra composes in this process examined, those of a sweep too.
+    """Have every config that Hydra loads in this process examined, those of a sweep too.
 
-    Hydra 1.3 has no public hook between composing and acting, hence the wrapped method.
+    Hydra 1.3 has no public hook between composing and acting, hence the replaced methods.
     """
-    compose = ConfigLoaderImpl.load_configuration
-    if hasattr(compose, "__wrapped__"):
+    _surround(ConfigRepository, "initialize_sources", _check_folders)
+    _surround(ConfigLoaderImpl, "load_configuration", _check_composed)
+    # of --experimental-rerun, which unpickles a file
+    importlib.import_module("hydra.main")._get_rerun_conf = _refuse_rerun
+    OmegaConf.register_new_resolver("oc.env", _environment, replace=True)
+    # what they make out of text comes into being after it could be examined
+    for name in ("oc.create", "oc.decode"):
+        OmegaConf.register_new_resolver(name, functools.partial(_refuse, name), replace=True)
+
+
+def _surround(owner: type, name: str, around: Callable[..., Any]) -> None:
+    method = getattr(owner, name)
+    if hasattr(method, "__wrapped__"):
         return
 
-    @functools.wraps(compose)
-    def guarded(*arguments: Any, **named: Any) -> DictConfig:
-        composed = compose(*arguments, **named)
-        problems = examine(composed)
-        if problems:
-            raise ConfigError(*problems)
-        return composed
+    @functools.wraps(method)
+    def surrounded(*arguments: Any, **named: Any) -> Any:
+        return around(functools.partial(method, *arguments, **named), *arguments[1:])
 
-    ConfigLoaderImpl.load_configuration = guarded
+    setattr(owner, name, surrounded)
+
+
+def _check_folders(initialize: Callable[[], None], places: ConfigSearchPath) -> None:
+    """Refuse folders of configs that would be imported, unless Hydra or a plugin names them."""
+    for place in places.get_path():
+        key = "--config-path" if place.provider == "main" else "hydra.searchpath"
+        is_named = place.provider.startswith(("main", "hydra.searchpath"))
+        if is_named and "://" in place.path.removeprefix("file://"):
+            raise ConfigError(
+                f"{key}={shown(place.path)} is refused: it would be imported; use --config-dir "
+                f"with a folder"
+            )
+    initialize()
+
+
+def _check_composed(compose: Callable[[], DictConfig], *_: object) -> DictConfig:
+    composed = compose()
+    problems = examine(composed)
+    if problems:
+        raise ConfigError(*problems)
+    return composed
 
 
 def examine(composed: DictConfig) -> list[str]:
-    """Return a line for everything in a composed config that could call code."""
+    """Return a line for everything in a composed config that could call code or is a secret."""
     values = OmegaConf.to_container(composed, resolve=False)
     assert isinstance(values, dict)
-    return [*_calls(values, ""), *_hydra(values.get("hydra") or {})]
+    hydra = values.get("hydra")
+    problems = [*_calls(values, ""), *_hydra(hydra if isinstance(hydra, dict) else {})]
+    return problems or leaks(f"{key}={value}" for key, value in flat(values).items())
 
 
 def _calls(value: Any, key: str) -> Iterator[str]:
@@ -60,20 +101,53 @@ def _calls(value: Any, key: str) -> Iterator[str]:
     if isinstance(value, dict):
         for name, part in value.items():
             inner = f"{key}.{name}" if key else str(name)
-            if name in CALLING and part not in ALLOWED.get(inner, ()):
-                yield f"{inner}={part} is refused: nothing in a config is called; leave it out"
+            if name in CALLING and part != ALLOWED.get(inner):
+                yield f"{shown(inner)} is refused: nothing in a config is called; leave it out"
             else:
                 yield from _calls(part, inner)
 
 
 def _hydra(values: dict[str, Any]) -> Iterator[str]:
+    for name in ("launcher", "sweeper", "job", "job_logging", "hydra_logging"):
+        # anything else would become a section only when Hydra looks it up
+        if not isinstance(values.get(name), dict):
+            yield f"hydra.{name} is refused: it is no section; leave it out"
+            return
     if values.get("callbacks"):
         yield "hydra.callbacks is refused: callbacks would run code; leave it out"
     for name in ("job_logging", "hydra_logging"):
-        logging = values.get(name) or {}
-        root = logging.get("root") or {}
-        if not QUIET.issuperset(logging) or not {"level"}.issuperset(root):
+        if not _is_quiet(values[name]):
             yield f"hydra.{name} is refused: logging configs can call code; set hydra.verbose=true"
-    for variable in (values.get("job") or {}).get("env_set") or {}:
-        if LOADING.fullmatch(str(variable)):
-            yield f"hydra.job.env_set.{variable} is refused: it can load code; set it in the shell"
+    for variable in values["job"].get("env_set") or {}:
+        if not SETTABLE.fullmatch(str(variable)):
+            yield (
+                f"hydra.job.env_set.{shown(variable)} is refused: it could load code or redirect "
+                f"requests; set it in the shell"
+            )
+
+
+def _is_quiet(logging: dict[str, Any]) -> bool:
+    """Return whether a logging config sets no more than levels; any other text may be imported."""
+    root = logging.get("root") or {}
+    return (
+        logging.keys() <= {"version", "root", "disable_existing_loggers"}
+        and logging.get("version") == 1
+        and logging.get("disable_existing_loggers") in (None, True, False)
+        and isinstance(root, dict)
+        and root.keys() <= {"level"}
+        and root.get("level", "INFO") in LEVELS
+    )
+
+
+def _environment(name: str, *default: Any) -> str | None:
+    if name in KNOWN or name in secrets().values():
+        raise ConfigError(f"{name} is a secret, which a config must not hold; leave it out")
+    return oc.env(name, *default)
+
+
+def _refuse(name: str, *_: object) -> NoReturn:
+    raise ConfigError(f"{name} is refused: it makes config out of text; write the value itself")
+
+
+def _refuse_rerun(*_: object) -> NoReturn:
+    raise ConfigError("--experimental-rerun is refused: it unpickles a file; repeat the command")

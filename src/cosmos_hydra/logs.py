@@ -5,10 +5,11 @@ now and then, without control characters.
 """
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tqdm import tqdm
@@ -17,6 +18,7 @@ from cosmos_hydra.errors import CosmosError
 from cosmos_hydra.redaction import redact
 
 LINE_INTERVAL_S = 10.0
+STDOUT = 1
 logger = logging.getLogger(__name__)
 
 
@@ -29,8 +31,25 @@ class ConsoleHandler(logging.Handler):
             text = f"{record.levelname.lower()}: {text}"
         if record.exc_info:
             text += "\n" + logging.Formatter().formatException(record.exc_info)
-        tqdm.write(redact(text), file=sys.stdout)
-        sys.stdout.flush()
+        try:
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
+        except OSError as error:
+            # the reader of a pipe has gone, or the disk under a redirected output is full
+            os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)
+            logger.warning(f"nothing more is shown: stdout cannot be written ({error.strerror})")
+
+
+class LogFile(logging.FileHandler):
+    """run.log; the run goes on without it where the disk does not take it."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (of logging)
+        logging.getLogger().removeHandler(self)
+        logger.warning(f"{self.baseFilename} ends here: {sys.exc_info()[1]}")
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
 
 
 class FileFormatter(logging.Formatter):
@@ -52,7 +71,7 @@ def logging_to(file: Path | None, verbose: bool | str | list[str]) -> Iterator[N
     root = logging.getLogger()
     handlers: list[logging.Handler] = [ConsoleHandler()]
     if file is not None:
-        handlers.append(logging.FileHandler(file))
+        handlers.append(LogFile(file))
         handlers[-1].setFormatter(FileFormatter())
     before = root.level
     root.setLevel(logging.DEBUG if verbose is True else logging.INFO)
@@ -92,6 +111,7 @@ class Progress:
                 initial=start,
                 file=sys.stderr,
                 leave=False,
+                dynamic_ncols=True,
             )
             if sys.stderr.isatty()
             else None
@@ -111,11 +131,14 @@ class Progress:
 
     def line(self) -> str:
         """Return the state as one line of text."""
-        rate = (self.done - self.start) / max(time.monotonic() - self.started_s, 1e-9)
-        left_s = (self.total - self.done) / max(rate, 1e-9)
-        text = (
-            f"{self.title} {self.done}/{self.total} {self.unit}, {rate:.2f}/s, {left_s:.0f} s left"
-        )
+        spent_s = max(time.monotonic() - self.started_s, 1e-9)
+        step_s = spent_s / max(self.done - self.start, 1)
+        text = f"{self.title} {self.done}/{self.total} {self.unit}"
+        if self.done == self.total:
+            text += f" in {duration(spent_s)}"
+        else:
+            pace = f"{1 / step_s:.1f}/s" if step_s < 1 else f"{step_s:.1f} s each"
+            text += f", {pace}, {duration(step_s * (self.total - self.done))} left"
         return f"{text}, {self.values}" if self.values else text
 
 
@@ -128,6 +151,14 @@ def progress(title: str, total: int, unit: str, start: int = 0) -> Iterator[Prog
     finally:
         if shown.bar is not None:
             shown.bar.close()
+
+
+def duration(seconds: float) -> str:
+    """Return a time span in words: 4.2 s, 12 min, 3 h 5 min."""
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
 def _short(value: float | str) -> str:

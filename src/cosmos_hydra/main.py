@@ -10,8 +10,8 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cosmos_hydra import config as schema
-from cosmos_hydra import guard
+from cosmos_hydra import files, guard
 from cosmos_hydra.changes import flat
 from cosmos_hydra.checks import check, settle
 from cosmos_hydra.claim import claim
@@ -32,7 +32,7 @@ from cosmos_hydra.errors import ConfigError, CosmosError, Preempted, storage_err
 from cosmos_hydra.job import Job
 from cosmos_hydra.logs import logging_to
 from cosmos_hydra.overrides import conf_folder, explain, quote_free_text, refuse_null_groups
-from cosmos_hydra.redaction import leaks, redact
+from cosmos_hydra.redaction import leaks, redact, redacted_output
 from cosmos_hydra.runs import run_directory
 from cosmos_hydra.signals import Stopped, ignore_all
 
@@ -94,11 +94,12 @@ def _run(job: Job, hydra_config: Any) -> object:
     if problems:
         raise ConfigError(*problems)
     with ExitStack() as stack:
-        log = None
-        if config.stage not in LOOKING:
-            log = job.directory / "run.log"
-            stack.enter_context(claim(job.directory / ".lock", str(job.directory)))
+        here = job.directory
+        log = None if config.stage in LOOKING else here / "run.log"
         stack.enter_context(logging_to(log, hydra_config.verbose))
+        if log is not None:
+            stack.enter_context(claim(here / files.LOCK, str(here)))
+            files.remove_leftovers(here, here / ".hydra", here / "previews")
         if hydra_config.mode is RunMode.MULTIRUN:
             logger.info(f"== job {hydra_config.job.num}: {job.directory} ==")
         for message in messages:
@@ -157,8 +158,12 @@ def _discard_if_unused(directory: Path) -> None:
 
 def report(error: CosmosError) -> int:
     """Print an error the user can act on, one line a problem, and return its exit code."""
-    for line in str(error).splitlines():
-        sys.stderr.write(redact(f"cosmos-hydra: {line}\n"))
+    if isinstance(error, Preempted):
+        ignore_all()
+    # the exit code matters more, and the terminal may be gone
+    with suppress(OSError):
+        for line in str(error).splitlines():
+            sys.stderr.write(f"cosmos-hydra: {line}\n")
     return error.exit_code
 
 
@@ -176,14 +181,21 @@ def main() -> None:
         return
     sys.excepthook = _print_traceback
     sys.argv[1:] = quote_free_text(arguments)
+    if "--hydra-help" in arguments:  # composed without config.yaml, where these are chosen
+        sys.argv += ["hydra/job_logging=none", "hydra/hydra_logging=none"]
     schema.register()
     guard.install()
     OmegaConf.register_new_resolver("run_directory", run_directory, replace=True)
     entry = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")
+    with redacted_output():
+        _run_hydra(entry(task), arguments)
+
+
+def _run_hydra(run: Callable[[], Any], arguments: list[str]) -> None:
     try:
         _refuse(arguments)
         with _hydra_raises(True):
-            entry(task)()
+            run()
     except (HydraException, OmegaConfBaseException) as error:
         sys.exit(report(explain(error, arguments)))
     except CosmosError as error:

@@ -163,8 +163,10 @@ def _unknown_key(error: ConfigAttributeError | ConfigKeyError, arguments: list[s
 def _wrong_value(error: OmegaConfBaseException, arguments: list[str], what: str) -> str:
     key = error.full_key or "config"
     shown = next((a.lstrip("+") for a in arguments if _names(a, key)), key)
-    reason = _one_line(str(error))
-    return f"{shown} {what}; {reason[0].lower()}{reason[1:]}"
+    reason = re.sub(r"^\w+ raised while resolving interpolation: ", "", _one_line(str(error)))
+    if reason[1:2].islower():  # a word; the name of a variable stays as it is
+        reason = f"{reason[0].lower()}{reason[1:]}"
+    return f"{shown} {what}; {reason}"
 
 
 def _missing_value(key: str) -> str:

@@ -1,42 +1,102 @@
-"""Secrets stay in the environment: never in a config, and starred out of whatever is printed."""
+"""Secrets stay in the environment: never in a config, and starred out of whatever is printed.
+
+A value is a secret by the name of its variable. Other names that sound like one count only when the
+value looks random, so that `MY_API_KEY=robot-arm` does not make a word unusable.
+"""
 
 import os
 import re
-from collections.abc import Iterable
-from urllib.parse import urlsplit
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import Any
+from urllib.parse import unquote, urlsplit
 
-NAMES = re.compile(r".*(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_?KEY|CREDENTIAL).*", re.I)
-PATHS = re.compile(r".*(FILE|PATH|DIR)", re.I)
+KNOWN = {
+    *("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "NGC_API_KEY", "NVIDIA_API_KEY"),
+    *("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AZURE_STORAGE_KEY", "GITHUB_TOKEN"),
+    *("GH_TOKEN", "GITLAB_TOKEN", "OPENAI_API_KEY", "SLACK_BOT_TOKEN", "KAGGLE_KEY"),
+}
+# whole words: TOKENIZERS_PARALLELISM and KEYBOARD are none of these
+LIKELY = re.compile(
+    r".*(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY|CREDENTIAL)S?(_.*)?", re.I
+)
+RANDOM = re.compile(r"(?=.*[0-9])(?=.*[A-Za-z])[^\s/~.]\S{15,}")  # neither words nor a path
 # tokens of the Hub, of Weights & Biases (new form) and of the common forges
-TOKENS = re.compile(r"\b(hf_[A-Za-z0-9]{16,}|wandb_v1_\w{16,}|gh[pousr]_\w{20,}|glpat-[\w-]{16,})")
+TOKENS = re.compile(
+    r"(?<![A-Za-z0-9])"
+    r"(hf_[A-Za-z0-9]{30,}|wandb_v1_\w{16,}|gh[pousr]_[A-Za-z0-9]{30,}|glpat-[\w-]{20,})"
+)
 PASSWORDS = re.compile(r"(?<=://)[^/\s:@]*:[^/\s@]+(?=@)")  # in a URL
 STARS = "***"
-SHORTEST = 8  # shorter values would star out words
+# shorter ones are placeholders, and would star out words
+SHORTEST_TOKEN, SHORTEST_PASSWORD = 16, 8
 
 
 def secrets() -> dict[str, str]:
-    """Return the secrets in the environment, by the name of their variable."""
+    """Return the secrets in the environment, each with the name of its variable."""
     found = {}
     for name, value in os.environ.items():
-        if NAMES.fullmatch(name) and not PATHS.fullmatch(name) and len(value) >= SHORTEST:
-            found[name] = value
-        elif "://" in value and "@" in value and urlsplit(value).password:
-            found[name] = str(urlsplit(value).password)
+        if name in KNOWN or (LIKELY.fullmatch(name) and RANDOM.fullmatch(value)):
+            if len(value) >= SHORTEST_TOKEN:
+                found[value] = name
+        elif "://" in value and "@" in value:
+            password = _password(value)
+            if len(password) >= SHORTEST_PASSWORD:
+                found[password] = found[unquote(password)] = name
     return found
+
+
+def _password(url: str) -> str:
+    try:
+        return urlsplit(url).password or ""
+    except ValueError:
+        return ""
 
 
 def redact(text: str) -> str:
     """Return a text with every known secret, and what looks like one, as stars."""
-    for value in sorted(secrets().values(), key=len, reverse=True):
+    for value in sorted(secrets(), key=len, reverse=True):
         text = text.replace(value, STARS)
     return PASSWORDS.sub(STARS, TOKENS.sub(STARS, text))
 
 
-def leaks(overrides: Iterable[str]) -> list[str]:
-    """Return a line for every override that holds a secret; its value is not shown."""
+def leaks(settings: Iterable[str]) -> list[str]:
+    """Return a line for every `key=value` that holds a secret; its value is not shown."""
     return [
-        f"{override.partition('=')[0]} holds a secret, which would be stored with the run; "
-        f"give secrets as environment variables (HF_TOKEN, WANDB_API_KEY)"
-        for override in overrides
-        if redact(override) != override
+        f"{setting.partition('=')[0]} holds {_name_of_secret(setting)}, which would be stored "
+        f"with the run; give secrets only as environment variables (HF_TOKEN, WANDB_API_KEY)"
+        for setting in settings
+        if redact(setting) != setting
     ]
+
+
+def _name_of_secret(text: str) -> str:
+    names = [f"the value of {name}" for value, name in secrets().items() if value in text]
+    return names[0] if names else "what looks like a token or password"
+
+
+class _Redacted:
+    """A text stream that lets no secret through."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        self.stream.write(redact(text))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+@contextmanager
+def redacted_output() -> Iterator[None]:
+    """Star secrets out of whatever Python prints, Hydra and other packages included."""
+    streams: list[Any] = [_Redacted(sys.stdout), _Redacted(sys.stderr)]
+    with redirect_stdout(streams[0]), redirect_stderr(streams[1]):
+        yield

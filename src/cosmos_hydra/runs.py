@@ -55,6 +55,7 @@ def step_folder(run: Path, step: int) -> Path:
 
 def steps(run: Path) -> list[int]:
     """Return the steps of the run's complete checkpoints, ascending."""
-    folders = (run / "checkpoints").glob(f"step_*/{MANIFEST}")
-    names = (folder.parent.name.removeprefix("step_") for folder in folders)
-    return sorted(int(name) for name in names if name.isdigit())
+    names = {path.parent.name for path in (run / "checkpoints").glob(f"step_*/{MANIFEST}")}
+    numbers = (name.removeprefix("step_") for name in names)
+    found = {int(number) for number in numbers if number.isdecimal()}
+    return sorted(step for step in found if step_folder(run, step).name in names)

@@ -4,13 +4,16 @@ Where nothing can be lost a signal ends the program at once; a training loop ask
 instead and stops at its next safe point. Imports nothing slow: it is in force from the start.
 """
 
+import math
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 PREEMPTING = (signal.SIGTERM, signal.SIGUSR2)
 STOPPING = (signal.SIGINT, *PREEMPTING)
+BURST_S = 1.0  # schedulers send several at once
 
 
 class Stopped(BaseException):
@@ -21,10 +24,14 @@ class Stopped(BaseException):
 
 
 def stop_at_once() -> None:
-    """Make preempting signals raise Stopped in the main thread."""
+    """Make preempting signals raise Stopped in the main thread, several at once only one."""
+    last_s = -math.inf
 
     def handle(number: int, frame: FrameType | None) -> None:
-        raise Stopped(signal.Signals(number).name)
+        nonlocal last_s
+        before_s, last_s = last_s, time.monotonic()
+        if last_s - before_s > BURST_S:
+            raise Stopped(signal.Signals(number).name)
 
     for number in PREEMPTING:
         signal.signal(number, handle)

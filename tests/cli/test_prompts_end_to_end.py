@@ -28,7 +28,7 @@ def test_a_prompt_with_commas_quotes_and_parentheses_goes_through_the_pipeline(
     assert {sample["caption"] for sample in samples} == {CAPTION}
     checkpoint = tmp_path / "runs/quoted/checkpoints/step_000002/manifest.json"
     assert json.loads(checkpoint.read_text())["captions"] == [CAPTION]
-    [sidecar] = (tmp_path / "runs/quoted/videos").glob("*.json")
+    [sidecar] = (tmp_path / "runs/quoted/videos").glob("*_??????.json")
     facts = json.loads(sidecar.read_text())
     assert facts["prompt"] == PROMPT
 
@@ -49,5 +49,5 @@ def test_a_prompt_with_commas_quotes_and_parentheses_goes_through_the_pipeline(
         cwd=tmp_path,
     )
     assert plain.code == 0
-    [sidecar] = (tmp_path / "plain").glob("*.json")
+    [sidecar] = (tmp_path / "plain").glob("*_??????.json")
     assert json.loads(sidecar.read_text())["prompt"] == CAPTION

@@ -10,7 +10,7 @@ from raw_videos import small_config, write_damaged_video, write_moving_video
 
 from cosmos_hydra.data import prepare as prepare_module
 from cosmos_hydra.data.prepare import prepare
-from cosmos_hydra.data.store import SampleWriter
+from cosmos_hydra.data.writer import SampleWriter
 from cosmos_hydra.errors import StageError
 
 CPU = torch.device("cpu")

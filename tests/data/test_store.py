@@ -40,6 +40,8 @@ def test_info_tells_the_size_of_the_clip_and_of_the_source(root: Path) -> None:
     info = json.loads((root / "ours" / "0.info.json").read_text())
     text = info.pop("text")
     assert (root / "ours" / text).is_file()
+    assert list(info.pop("files")) == ["0.video_latent.safetensors", text]
+    assert len(info.pop("sha256")) == 64
     assert info == {
         "height": 48,
         "width": 64,
@@ -155,8 +157,9 @@ def test_a_text_file_outside_the_folder_is_refused(root: Path, tmp_path: Path) -
     shutil.copytree(root / "ours", folder)
     info = json.loads((folder / "0.info.json").read_text())
     info["text"] = "../secret.safetensors"
+    del info["sha256"]
     (folder / "0.info.json").write_text(json.dumps(info))
-    with pytest.raises(StageError, match=r"text file ../secret.safetensors lies outside"):
+    with pytest.raises(StageError, match=r"\(../secret.safetensors is no name of a file below"):
         open_store(str(folder)).load("0")
 
 

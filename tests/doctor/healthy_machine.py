@@ -20,7 +20,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from cosmos_hydra import config as schema
-from cosmos_hydra.doctor import gpu
+from cosmos_hydra.doctor import gpu, machine
 from cosmos_hydra.doctor.findings import Finding, Level, examine
 from cosmos_hydra.overrides import conf_folder
 from cosmos_hydra.stages.doctor import CHECKS
@@ -50,6 +50,9 @@ class Machine:
         patch.setattr(constants, "HF_HUB_OFFLINE", False)
         patch.setattr(torch, "__version__", "2.11.0+cpu")
         patch.setattr(torch.version, "cuda", None)
+        (folder / "meminfo").write_text("MemTotal: 32000000 kB\nMemAvailable: 24000000 kB\n")
+        patch.setattr(machine, "MEMORY_INFO", folder / "meminfo")
+        patch.setattr(machine, "MEMORY_LIMITS", (folder / "limit",))
         patch.setattr(gpu, "PCI_FOLDER", self.cards)
         patch.setattr(gpu, "DRIVER_FOLDER", folder / "no driver")
         self.plug_in("0x8086", "0x030000")

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 from healthy_machine import Machine
 
 from cosmos_hydra.doctor import gpu
@@ -25,14 +26,19 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 
 @pytest.mark.parametrize(
-    ("driver", "build"), [("580.65.06", "cu130"), ("535.183.01", "cu126"), ("470.57", "cu130")]
+    ("driver", "before", "build"),
+    [
+        ("580.65.06", "", "cu130"),
+        ("535.183.01", "", "cu128"),
+        ("470.57", "update the NVIDIA driver to 580 or newer, then: ", "cu130"),
+    ],
 )
 def test_a_cpu_build_beside_a_gpu_is_replaced_by_one_for_its_driver(
-    machine: Machine, driver: str, build: str
+    machine: Machine, driver: str, before: str, build: str
 ) -> None:
     machine.nvidia_driver(driver, "NVIDIA L4", "NVIDIA L4")
     text = "2 x NVIDIA L4 is not used, since torch 2.11.0+cpu is built for the CPU"
-    assert machine.only_problem() == ("gpu", fix(text, other_build(build)))
+    assert machine.only_problem() == ("gpu", fix(text, before + other_build(build)))
 
 
 def test_a_cpu_build_beside_a_driver_without_nvidia_smi_is_replaced(machine: Machine) -> None:
@@ -42,15 +48,20 @@ def test_a_cpu_build_beside_a_driver_without_nvidia_smi_is_replaced(machine: Mac
 
 
 def test_an_nvidia_smi_that_fails_is_no_gpu(machine: Machine) -> None:
-    machine.program("nvidia-smi", "echo couldn\\'t communicate with the NVIDIA driver; exit 9")
+    machine.program("nvidia-smi", "echo 'No driver answers, is one running?'; exit 9")
     assert machine.findings()["gpu"] == ok("none, runs use the CPU")
 
 
-def test_a_driver_too_old_for_the_build_is_named_with_both_ways_out(machine: Machine) -> None:
+@pytest.mark.parametrize(
+    ("driver", "instead"), [("535.183.01", f", or: {other_build('cu128')}"), ("470.57", "")]
+)
+def test_a_driver_too_old_for_the_build_is_named_with_every_way_out(
+    machine: Machine, driver: str, instead: str
+) -> None:
     machine.cuda_build(TOO_OLD)
-    machine.nvidia_driver("535.183.01", "NVIDIA L4")
-    text = "driver 535.183.01 is too old for torch 2.11.0+cu130, built for CUDA 13.0"
-    advice = f"update the driver to 580 or newer, or: {other_build('cu126')}"
+    machine.nvidia_driver(driver, "NVIDIA L4")
+    text = f"driver {driver} is too old for torch 2.11.0+cu130, built for CUDA 13.0"
+    advice = f"update the NVIDIA driver to 580 or newer{instead}"
     assert machine.only_problem() == ("gpu", fix(text, advice))
 
 
@@ -103,3 +114,16 @@ def test_a_config_that_insists_on_a_gpu_where_there_is_none_is_to_be_fixed(
 ) -> None:
     finding = fix("engine.device=cuda:1 but there is none", "engine.device=auto")
     assert machine.only_problem("engine.device=cuda:1") == ("gpu", finding)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_that_computes_is_shown_with_its_memory(machine: Machine) -> None:
+    count, name = torch.cuda.device_count(), torch.cuda.get_device_name(0)
+    machine.patch.undo()
+    finding = gpu.gpu(machine.config())
+    assert finding.level is Level.OK
+    assert name in finding.text
+    assert finding.text.count(" GB free") == 1
+    finding = fix(f"engine.device=cuda:99 but the last is cuda:{count - 1}", "engine.device=auto")
+    assert gpu.gpu(machine.config("engine.device=cuda:99")) == finding

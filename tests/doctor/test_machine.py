@@ -54,7 +54,7 @@ def test_a_full_disk_is_a_warning_for_every_folder_on_it(machine: Machine) -> No
 
 def test_a_disk_too_small_for_checkpoints_is_to_be_fixed(machine: Machine) -> None:
     machine.patch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=100e9))
-    machine.patch.setattr(machine_checks, "_available_gb", lambda: 200.0)
+    (machine.folder / "meminfo").write_text("MemAvailable: 200000000 kB\n")
     machine.patch.setenv("HF_TOKEN", "hf_canary")
     machine.patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     topic, finding = machine.only_problem(model="7b")
@@ -62,9 +62,11 @@ def test_a_disk_too_small_for_checkpoints_is_to_be_fixed(machine: Machine) -> No
     assert finding.text == "100.0 GB free in runs, but two checkpoints need 171.9"
 
 
-def test_little_memory_is_a_warning(machine: Machine) -> None:
+def test_the_limit_of_a_container_counts_as_memory(machine: Machine) -> None:
+    assert machine.findings()["memory"] == ok("24.6 GB available")
+    (machine.folder / "limit").write_text("max\n")
+    assert machine.findings()["memory"] == ok("24.6 GB available")
     (machine.folder / "limit").write_text("1000000000\n")
-    machine.patch.setattr(machine_checks, "MEMORY_LIMITS", (machine.folder / "limit",))
     text = "1.0 GB available; weights of model=tiny take 0.0 and the program 2"
     finding = warn(text, "model=tiny, or a machine with more memory")
     assert machine.only_problem() == ("memory", finding)
@@ -143,7 +145,7 @@ def test_a_source_is_counted_or_found_wanting(machine: Machine) -> None:
     (folder / "notes.txt").write_text("")
     text = "videos holds no videos; looked for .avi .m4v .mkv .mov .mp4 .webm"
     assert machine.only_problem(*values) == ("data.source", fix(text, advice))
-    for name in ("one.mp4", "two.MKV"):
+    for name in ("one.mp4", "two.MKV", "._one.mp4"):
         (folder / name).write_text("")
     assert machine.findings(*values)["data.source"] == ok("videos, 2 videos")
     machine.patch.setattr(videos, "ENOUGH", 1)

@@ -87,7 +87,7 @@ def test_only_the_newest_checkpoints_are_kept(
 
 
 def test_a_checkpoint_half_removed_no_longer_counts(run: Path) -> None:
-    prune(run, 1)
+    prune(run, 1, 4)
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step_000004"]
     (runs.step_folder(run, 4) / "manifest.json").unlink()
     assert newest(run) is None

@@ -24,7 +24,7 @@ def trained(small_samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def sidecars(folder: Path) -> list[dict]:
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("*_??????.json"))]
 
 
 def test_a_run_stands_for_its_newest_step_and_a_step_for_itself(
@@ -49,7 +49,7 @@ def test_without_a_checkpoint_the_run_of_the_name_is_taken(
     typed = [*QUICK, "name=one", "generate.prompt=a robot"]
     for out, place in ((["generate.out=there"], tmp_path / "there"), ([], run / "videos")):
         assert command(*typed, *out, cwd=tmp_path).code == 0
-        assert len(list(place.glob("*.mp4"))) == 1
+        assert len(list(place.glob("*_??????.mp4"))) == 1
 
 
 def test_without_a_prompt_the_training_captions_are_shown_below_the_run(
@@ -76,7 +76,7 @@ def test_every_prompt_and_seed_gets_a_video_a_sidecar_and_a_row_of_the_picture(
     out = tmp_path / "out"
     found = {(facts["prompt"], facts["seed"]) for facts in sidecars(out)}
     assert found == {(p, s) for p in ("a robot", "it's a (red), 'odd' one") for s in (7, 8)}
-    videos = sorted(out.glob("*.mp4"))
+    videos = sorted(out.glob("*_??????.mp4"))
     assert [path.name.partition("_seed")[0] for path in videos] == 2 * ["a-robot"] + 2 * [
         "it-s-a-red-odd-one"
     ]

@@ -57,7 +57,7 @@ def run_again(command: Command, sidecar: Path, out: Path, cwd: Path) -> Path:
     assert len(kept) == len(typed) - 1
     outcome = command(*kept, f"generate.out={out}", cwd=cwd)
     assert (outcome.code, outcome.stderr) == (0, "")
-    (video,) = out.glob("*.mp4")
+    (video,) = out.glob("*_??????.mp4")
     return video
 
 
@@ -69,7 +69,7 @@ def test_the_command_makes_the_same_bytes_for_any_prompt(
     typed = ["stage=generate", "checkpoint=runs/one", "generate.steps=2", "generate.guidance=3"]
     typed += ["generate.negative_prompt=dark, blurry", f"generate.out={tmp_path / 'first'}"]
     command(*typed, f"generate.prompt_file={tmp_path / 'prompts.txt'}", cwd=folder)
-    found = sorted((tmp_path / "first").glob("*.json"))
+    found = sorted((tmp_path / "first").glob("*_??????.json"))
     assert len(found) == len(prompts)
     for number, sidecar in enumerate(found):
         video = run_again(command, sidecar, tmp_path / f"again-{number}", folder)
@@ -86,7 +86,7 @@ def test_the_sidecar_holds_everything_that_decides_the_content(
     typed = ["stage=generate", "checkpoint=runs/one", "generate.prompt=a robot"]
     typed += ["generate.steps=2", "generate.guidance=0.5", f"generate.out={tmp_path}"]
     command(*typed, cwd=folder)
-    (sidecar,) = tmp_path.glob("*.json")
+    (sidecar,) = tmp_path.glob("*_??????.json")
     facts = json.loads(sidecar.read_text())
     transformer = runs.step_folder(folder / "runs" / "one", 4) / "transformer"
     tokenizer = facts.pop("tokenizer")
@@ -122,7 +122,7 @@ def test_the_pipeline_reproduces_its_own_videos_too(
     typed = ["stage=pipeline", "pipeline.stages=[post_train,generate]", "name=one", *SMALL]
     typed += [f"data.path={small_samples / SAMPLES}", "trainer.validate_every=0"]
     assert command(*typed, "trainer.max_steps=1", cwd=tmp_path).code == 0
-    (sidecar, *_) = sorted((tmp_path / "runs" / "one" / "videos").glob("*.json"))
+    (sidecar, *_) = sorted((tmp_path / "runs" / "one" / "videos").glob("*_??????.json"))
     video = run_again(command, sidecar, tmp_path / "again", tmp_path)
     assert video.read_bytes() == sidecar.with_suffix(".mp4").read_bytes()
 
@@ -135,7 +135,7 @@ def test_a_diffusers_folder_generates_with_its_tokenizer_and_reproduces(
     typed += ["generate.steps=2", f"generate.out={tmp_path / 'first'}", *FOREIGN]
     outcome = command(*typed, f"model.tokenizer.path={autoencoder}", cwd=tmp_path)
     assert (outcome.code, outcome.stderr) == (0, "")
-    (sidecar,) = (tmp_path / "first").glob("*.json")
+    (sidecar,) = (tmp_path / "first").glob("*_??????.json")
     facts = json.loads(sidecar.read_text())
     assert facts["fps"] == 24.0
     assert facts["tokenizer"]["kind"] == "cosmos"

@@ -1,4 +1,4 @@
-"""A headless Chromium, driven through its debugging pipe: what a page loads, logs and looks like."""
+"""A headless Chromium at its debugging pipe: what a page loads, logs and looks like."""
 
 import base64
 import fcntl

@@ -5,7 +5,6 @@ the settings before the first sample, `manifest.json` after the last.
 """
 
 import gc
-import json
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,13 +24,15 @@ from cosmos_hydra.data.inventory import (
     settings,
     take_inventory,
 )
-from cosmos_hydra.data.store import FORMAT_VERSION, Layout, SampleStore, SampleWriter, open_store
+from cosmos_hydra.data.store import FORMAT_VERSION, Layout, SampleStore, open_store
 from cosmos_hydra.data.video import UnreadableVideo, decode, fit_frames, to_signed
+from cosmos_hydra.data.writer import SampleWriter
 from cosmos_hydra.errors import StageError
 from cosmos_hydra.logs import progress
 from cosmos_hydra.models.text import TextEmbedding, load_text_encoder
 from cosmos_hydra.models.tokenizer import Tokenizer, load_tokenizer
 from cosmos_hydra.models.toy_tokenizer import ToyTokenizer
+from cosmos_hydra.reading import read_json
 from cosmos_hydra.seeds import numpy_generator
 
 logger = logging.getLogger(__name__)
@@ -49,6 +50,9 @@ def prepare(
     """
     layout = Layout(Path(config.data.path).expanduser(), config.data.format)
     with claim(layout.lock, f"data.path={layout.folder}"):
+        # the NeMo reader would take them for samples
+        files.remove_leftovers(layout.folder, layout.folder / "text")
+        files.remove_leftovers(layout.folder.parent, prefix=f".{layout.folder.name}.")
         return _prepare(config, layout, device, begin)
 
 
@@ -69,6 +73,11 @@ def _prepare(
     if is_done:
         logger.info(f"samples in {layout.folder} are up to date")
         return open_store(config.data.path)
+    model = config.model
+    logger.info(
+        f"encoding with the {model.tokenizer.kind} tokenizer and the {model.text_encoder.kind} "
+        f"text encoder on {device}, into {layout.folder}"
+    )
     files.write_json(layout.beside("plan.json"), plan)
     tokenizer = _tokenizer(config, inventory, layout, device)
     texts, text_identity = _encode_captions(config, inventory, device)
@@ -110,7 +119,7 @@ def _is_done(layout: Layout, plan: dict[str, Any]) -> bool:
         if not path.is_file():
             continue
         try:
-            old = json.loads(path.read_text())
+            old = read_json(path)
             changes = difference(old["settings"], plan["settings"])
             changes += _changed_videos(old, plan)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -215,8 +224,6 @@ def _encode_clips(
     ids: dict[Clip, str],
 ) -> None:
     writer = SampleWriter(layout)
-    for leftover in layout.folder.glob(f".*{files.TEMPORARY_SUFFIX}*"):
-        leftover.unlink()  # of a killed run; the NeMo reader would take it for a sample
     clips = [clip for clip in inventory.clips if not layout.info(ids[clip]).is_file()]
     done = len(inventory.clips) - len(clips)
     if done:

@@ -4,38 +4,35 @@
 caption below `text/`, named in info.json. `nemo`: exactly the four files that the NeMo data module
 reads, `{i}.info.json {i}.video_latent.pth {i}.t5_text_embeddings.pth {i}.t5_text_mask.pth`, and the
 manifest beside the folder, since that reader takes every file for a sample.
-info.json is written last: a sample without it does not count.
+info.json is written last: a sample without it does not count. It has the sha256 of the sample's
+files and of itself, which are checked where they are there; other caches have none.
 """
 
-import hashlib
-import json
-import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from cosmos_hydra import files
 from cosmos_hydra.config import SampleFormat
 from cosmos_hydra.data.clips import HELD_OUT, TRAIN
+from cosmos_hydra.data.pth import read_pth
 from cosmos_hydra.errors import StageError
-from cosmos_hydra.models.text import TextEmbedding
+from cosmos_hydra.reading import (
+    contained,
+    open_tensors,
+    plain_name,
+    read_json,
+    read_sealed,
+    shown,
+)
 
 FORMAT_VERSION = 1
-# what readers of JSON, safetensors and pickle files raise for a damaged one
-DAMAGE = (
-    ValueError,
-    KeyError,
-    TypeError,
-    RuntimeError,
-    EOFError,
-    SafetensorError,
-    pickle.UnpicklingError,
-)
+MAX_FPS = 1000.0
+# what JSON of another shape than expected raises
+MISSHAPEN = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
 
 
 @dataclass(frozen=True)
@@ -69,50 +66,6 @@ class Layout:
         return self.folder / f"{sample_id}.info.json"
 
 
-class SampleWriter:
-    """Write samples crash-safely; text embeddings are written once per caption where possible."""
-
-    def __init__(self, layout: Layout) -> None:
-        self.layout = layout
-
-    def write(
-        self, sample_id: str, info: dict[str, Any], latent_CFHW: torch.Tensor, text: TextEmbedding
-    ) -> None:
-        """Write one sample; latent as bfloat16."""
-        folder = self.layout.folder
-        latent_CFHW = latent_CFHW.to("cpu", torch.bfloat16).contiguous()
-        if self.layout.format is SampleFormat.nemo:
-            tensors = {
-                "video_latent": latent_CFHW,
-                "t5_text_embeddings": text.embedding_TD,
-                # the reader's own files hold ones, whatever the caption's length
-                "t5_text_mask": torch.ones(len(text.mask_T), dtype=torch.bfloat16),
-            }
-            for name, tensor in tensors.items():
-                files.write_with(folder / f"{sample_id}.{name}.pth", _saver(tensor))
-        else:
-            info = {**info, "text": self._write_text(text)}
-            latent = folder / f"{sample_id}.video_latent.safetensors"
-            files.write_with(latent, lambda path: save_file({"video_latent": latent_CFHW}, path))
-        files.write_json(self.layout.info(sample_id), info)
-
-    def _write_text(self, text: TextEmbedding) -> str:
-        content = text.embedding_TD.view(torch.int16).numpy().tobytes()
-        name = f"text/{hashlib.sha256(content).hexdigest()[:16]}.safetensors"
-        path = self.layout.folder / name
-        if not path.is_file():
-            tensors = {
-                "t5_text_embeddings": text.embedding_TD.contiguous(),
-                "t5_text_mask": text.mask_T.contiguous(),
-            }
-            files.write_with(path, lambda temporary: save_file(tensors, temporary))
-        return name
-
-
-def _saver(tensor: torch.Tensor) -> Callable[[Path], None]:
-    return lambda path: torch.save(tensor, path)
-
-
 @dataclass(frozen=True)
 class Sample:
     """One sample in memory, on the CPU.
@@ -137,7 +90,7 @@ class SampleStore:
         self.manifest = manifest
         self.splits: dict[str, list[str]] = {TRAIN: [], HELD_OUT: []}
         for entry in manifest["samples"]:
-            self.splits[entry["split"]].append(entry["id"])
+            self.splits[entry["split"]].append(plain_name(entry["id"]))
         self.captions = {entry["id"]: entry.get("caption", "") for entry in manifest["samples"]}
         self._texts: dict[str, torch.Tensor] = {}
 
@@ -151,68 +104,92 @@ class SampleStore:
         entry = next(e for e in self.manifest["samples"] if e["id"] == sample_id)
         if "video" not in entry:
             return sample_id
-        return f"{sample_id} ({entry['video']} from frame {entry['start_frame']})"
+        return f"{sample_id} ({shown(entry['video'])} from frame {shown(entry['start_frame'])})"
 
     def load(self, sample_id: str) -> Sample:
         """Return one sample. Raises: StageError naming the file that is missing or damaged."""
         try:
             return self._load(sample_id)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, *MISSHAPEN) as error:
             raise StageError(
-                f"data.path={self.layout.folder} sample {sample_id} cannot be read ({error}); "
-                f"remove the folder and preprocess again"
+                f"data.path={self.layout.folder} sample {sample_id} cannot be read "
+                f"({_reason(error)}); remove the folder and preprocess again"
             ) from error
 
     def _load(self, sample_id: str) -> Sample:
-        info = _read(self.layout.info(sample_id), lambda path: dict(json.loads(path.read_text())))
-        folder = self.layout.folder
+        info = _read(contained(self.layout.folder, f"{sample_id}.info.json"), read_sealed)
         if self.layout.format is SampleFormat.nemo:
-            latent_CFHW = _read(folder / f"{sample_id}.video_latent.pth", _load_pth)
-            text_TD = _read(folder / f"{sample_id}.t5_text_embeddings.pth", _load_pth)
+            latent_CFHW = self._tensor(info, f"{sample_id}.video_latent.pth", read_pth)
+            text_TD = self._tensor(info, f"{sample_id}.t5_text_embeddings.pth", read_pth)
         else:
-            latent = folder / f"{sample_id}.video_latent.safetensors"
-            latent_CFHW = _read(latent, lambda path: load_file(path)["video_latent"])
-            text_TD = self._text(info["text"])
+            name = f"{sample_id}.video_latent.safetensors"
+            latent_CFHW = self._tensor(info, name, _reader("video_latent"))
+            text_TD = self._text(info)
+        if latent_CFHW.ndim != 4 or text_TD.ndim != 2:
+            raise ValueError("its latent or its text has another number of dimensions")
+        fps = float(info.get("fps", 24.0))
+        if not 0 < fps < MAX_FPS:
+            raise ValueError(f"fps is {fps}")
         return Sample(
             id=sample_id,
             latent_CFHW=latent_CFHW,
             text_TD=text_TD,
-            padding_1HW=_padding(info, latent_CFHW.shape[-2:]),
-            fps=float(info.get("fps", 24.0)),
+            padding_1HW=_padding(info, *latent_CFHW.shape[-2:]),
+            fps=fps,
             caption=self.captions.get(sample_id, ""),
         )
 
-    def _text(self, name: str) -> torch.Tensor:
+    def _text(self, info: dict[str, Any]) -> torch.Tensor:
+        name = info["text"]
         if name not in self._texts:
-            path = (self.layout.folder / name).resolve()
-            if not path.is_relative_to(self.layout.folder.resolve()):
-                raise ValueError(f"text file {name} lies outside the folder")
-            self._texts[name] = _read(path, lambda path: load_file(path)["t5_text_embeddings"])
+            self._texts[name] = self._tensor(info, name, _reader("t5_text_embeddings"))
         return self._texts[name]
+
+    def _tensor(
+        self, info: dict[str, Any], name: object, read: Callable[[Path], torch.Tensor]
+    ) -> torch.Tensor:
+        """Return a tensor from a file below the folder whose hash, if known, is right."""
+        path = contained(self.layout.folder, name)
+        digest = info.get("files", {}).get(name)
+        if digest is not None and digest != files.sha256_of(path):
+            raise ValueError(f"{path.name} is damaged")
+        tensor = _read(path, read)
+        if not tensor.is_floating_point():
+            raise ValueError(f"{path.name} is damaged")
+        return tensor
 
 
 def _read(path: Path, read: Callable[[Path], Any]) -> Any:
     """Return what `read` makes of a file. Raises: ValueError or OSError naming it."""
     try:
         return read(path)
-    except DAMAGE as error:
+    except ValueError as error:
         raise ValueError(f"{path.name} is damaged") from error
 
 
-def _load_pth(path: Path) -> torch.Tensor:
-    tensor = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(tensor, torch.Tensor):
-        raise TypeError("no tensor")
-    return tensor
+def _reader(name: str) -> Callable[[Path], torch.Tensor]:
+    """Return what reads one tensor of a safetensors file."""
+
+    def read(path: Path) -> torch.Tensor:
+        with open_tensors(path) as file:
+            return file.get_tensor(name)
+
+    return read
 
 
-def _padding(info: dict[str, Any], size: tuple[int, int]) -> torch.Tensor:
+def _reason(error: Exception) -> str:
+    """Return an error's text, or of one that says nothing by itself what it stands for."""
+    is_told = isinstance(error, (OSError, ValueError))
+    return str(error) if is_told else f"info.json is misshapen: {shown(error)}"
+
+
+def _padding(info: dict[str, Any], height: int, width: int) -> torch.Tensor:
     """Return the padding mask at latent resolution; a cell that is partly content is content."""
     box = info.get("content")
     if box is None:
-        return torch.zeros(1, *size)
-    factor = info["height"] // size[0]
-    mask_1HW = torch.ones(1, *size)
+        return torch.zeros(1, height, width)
+    factor = info["height"] // height
+    mask_1HW = torch.ones(1, height, width)
     top, left = box["top"] // factor, box["left"] // factor
     bottom = -(-(box["top"] + box["height"]) // factor)
     right = -(-(box["left"] + box["width"]) // factor)
@@ -229,7 +206,7 @@ def open_store(path: str) -> SampleStore:
     for sample_format in SampleFormat:
         layout = Layout(folder, sample_format)
         if layout.manifest.is_file():
-            return SampleStore(layout, _read_manifest(layout.manifest))
+            return _open_ours(layout)
     layout = Layout(folder, SampleFormat.nemo)
     is_unfinished = layout.beside("plan.json").is_file()
     ids = [] if is_unfinished else foreign_ids(folder)
@@ -241,17 +218,36 @@ def open_store(path: str) -> SampleStore:
     return SampleStore(layout, _foreign_manifest(folder, ids))
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
+def _open_ours(layout: Layout) -> SampleStore:
     try:
-        manifest = json.loads(path.read_text())
-    except ValueError as error:
-        raise StageError(f"{path} is damaged ({error}); preprocess again") from error
-    if manifest.get("format_version") != FORMAT_VERSION:
+        manifest = read_json(layout.manifest)
+        version = manifest.get("format_version")
+        if version != FORMAT_VERSION:
+            raise StageError(
+                f"{layout.manifest} has format_version {shown(version)}, this program reads "
+                f"{FORMAT_VERSION}; preprocess again"
+            )
+        _check(manifest)
+        return SampleStore(layout, manifest)
+    except (OSError, *MISSHAPEN) as error:
         raise StageError(
-            f"{path} has format_version {manifest.get('format_version')}, this program reads "
-            f"{FORMAT_VERSION}; preprocess again"
-        )
-    return dict(manifest)
+            f"{layout.manifest} is damaged ({shown(error)}); preprocess again"
+        ) from error
+
+
+def _check(manifest: dict[str, Any]) -> None:
+    """Raise ValueError unless the parts that are used later have their types."""
+    types = {"content_hash": str, "samples": list, "tokenizer": dict, "text_encoder": dict}
+    for name, wanted in types.items():
+        if not isinstance(manifest.get(name), wanted):
+            raise ValueError(f"{name} is missing or misshapen")
+    for entry in manifest["samples"]:
+        if not isinstance(entry.get("caption", ""), str):
+            raise ValueError("a caption is no text")
+        if not {"video", "start_frame"} <= entry.keys():
+            raise ValueError("a sample lacks its video")
+    if not any(entry["split"] == TRAIN for entry in manifest["samples"]):
+        raise ValueError("no sample to train on")
 
 
 def foreign_ids(folder: Path) -> list[str]:

@@ -19,7 +19,8 @@ TIMEOUT_S = 5
 DRIVER_FOLDER = Path("/proc/driver/nvidia/gpus")
 PCI_FOLDER = Path("/sys/bus/pci/devices")
 # CUDA major version: oldest NVIDIA driver for it (CUDA release notes), a build of torch with it
-CUDA = {13: (580, "cu130"), 12: (525, "cu126")}
+CUDA = {13: (580, "cu130"), 12: (525, "cu128")}
+OLD_GPU_BUILD = "cu126"  # has kernels for GPUs that the newer builds left behind
 NO_GPU = "none, runs use the CPU"
 
 
@@ -31,11 +32,10 @@ class Driver:
     gpus: list[str]
 
     @property
-    def build(self) -> str:
-        """Return the newest build of torch that this driver runs, or the newest of all."""
+    def build(self) -> str | None:
+        """Return the newest build of torch that this driver runs."""
         major = int(self.version.partition(".")[0])
-        builds = [build for oldest, build in CUDA.values() if major >= oldest]
-        return (builds or [CUDA[13][1]])[0]
+        return next((build for oldest, build in CUDA.values() if major >= oldest), None)
 
 
 def gpu(config: Config) -> Finding:
@@ -58,7 +58,10 @@ def _cpu_build(config: Config, version: str, driver: Driver | None) -> Finding:
     if driver or _has_entries(DRIVER_FOLDER):
         name = _names(driver.gpus) if driver else "an NVIDIA GPU"
         text = f"{name} is not used, since torch {version} is built for the CPU"
-        return fix(text, install_torch(driver.build if driver else CUDA[13][1]))
+        oldest, newest_build = CUDA[13]
+        install = install_torch((driver and driver.build) or newest_build)
+        is_old = driver is not None and driver.build is None
+        return fix(text, f"{_update(oldest)}, then: {install}" if is_old else install)
     if _asked(config):
         return fix(f"engine.device={config.engine.device} but there is none", "engine.device=auto")
     return ok(NO_GPU)
@@ -69,13 +72,12 @@ def _unseen(config: Config, driver: Driver | None, why: str) -> Finding:
 
     worse = fix if _asked(config) else warn
     if "too old" in why:
-        major = int(str(torch.version.cuda).partition(".")[0])
-        oldest = CUDA[major][0] if major in CUDA else None
+        oldest, _ = CUDA[int(str(torch.version.cuda).partition(".")[0])]
         version = f"driver {driver.version}" if driver else "the NVIDIA driver"
         built = f"torch {torch.__version__}, built for CUDA {torch.version.cuda}"
         text = f"{version} is too old for {built}"
-        update = f"update the driver to {oldest} or newer" if oldest else "update the driver"
-        return fix(text, f"{update}, or: {install_torch(driver.build if driver else CUDA[12][1])}")
+        build = driver.build if driver else None
+        return fix(text, _update(oldest) + (f", or: {install_torch(build)}" if build else ""))
     if "no NVIDIA driver" in why:
         advice = "install the driver (https://www.nvidia.com/drivers), in a container: --gpus all"
         if _has_nvidia_card() or _has_entries(DRIVER_FOLDER):
@@ -106,12 +108,16 @@ def _seen(config: Config, torch: Any, driver: Driver | None) -> Finding:
         except RuntimeError as error:
             name = torch.cuda.get_device_name(number)
             text = f"{name} does not compute with torch {torch.__version__} ({reason(error)})"
-            return fix(text, install_torch(CUDA[12][1]))
+            return fix(text, install_torch(OLD_GPU_BUILD))
         free_gb.append(torch.cuda.mem_get_info(number)[0] / 1e9)
     total_gb = torch.cuda.get_device_properties(0).total_memory / 1e9
     names = _names([torch.cuda.get_device_name(number) for number in range(count)])
     version = f", driver {driver.version}" if driver else ""
     return ok(f"{names}, {min(free_gb):.0f} of {total_gb:.0f} GB free{version}")
+
+
+def _update(oldest: int) -> str:
+    return f"update the NVIDIA driver to {oldest} or newer"
 
 
 def _asked(config: Config) -> bool:

@@ -106,4 +106,4 @@ def _available_gb() -> float:
     available_bytes = 1024 * int(rows["MemAvailable"].split()[0])
     limits = [limit.read_text().strip() for limit in MEMORY_LIMITS if limit.is_file()]
     # the word `max` stands for none
-    return min(available_bytes, *(int(limit) for limit in limits if limit.isdigit())) / 1e9
+    return min([available_bytes, *(int(limit) for limit in limits if limit.isdigit())]) / 1e9

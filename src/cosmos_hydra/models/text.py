@@ -27,10 +27,13 @@ from cosmos_hydra.seeds import torch_generator
 
 KEY = "model.text_encoder.path"
 # what is taken from config.json; the rest of it could name code and kernels to load
-T5_SIZES = (
-    *("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads", "feed_forward_proj"),
-    *("relative_attention_num_buckets", "relative_attention_max_distance", "layer_norm_epsilon"),
-)
+T5_SIZES = {
+    **dict.fromkeys(("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads"), int),
+    "relative_attention_num_buckets": int,
+    "relative_attention_max_distance": int,
+    "layer_norm_epsilon": float,
+    "feed_forward_proj": str,
+}
 TOKENIZERS = ("tokenizer.json", "spiece.model")
 
 
@@ -94,7 +97,11 @@ class T5TextEncoder:
         from transformers import T5Config, T5EncoderModel
 
         found = config_of(KEY, self.path)
-        config = T5Config(**{name: found[name] for name in T5_SIZES if name in found})
+        sizes = {name: found[name] for name in T5_SIZES if name in found}
+        wrong = [name for name, size in sizes.items() if not isinstance(size, T5_SIZES[name])]
+        if wrong:
+            raise StageError(f"{KEY}={self.path}: config.json has no sensible {wrong[0]}")
+        config = T5Config(**sizes)
         dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         loaded = load_pretrained(T5EncoderModel, KEY, self.path, config=config, dtype=dtype)
         return loaded.to(self.device)
@@ -107,7 +114,7 @@ class T5TextEncoder:
     @torch.no_grad()
     def encode(self, caption: str) -> TextEmbedding:
         ids = self.tokenize(caption)
-        if not set(ids) < set(range(self.encoder.config.vocab_size)):
+        if not all(0 <= number < self.encoder.config.vocab_size for number in ids):
             raise StageError(
                 f"{self.tokenizer_path} holds the tokenizer of another encoder than {self.path}; "
                 f"take both from the same place"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from cosmos_hydra import files
 from cosmos_hydra.config import TokenizerKind
@@ -67,7 +67,7 @@ class ToyTokenizer:
 
     def save(self, path: Path) -> None:
         """Write the transform crash-safely."""
-        files.write_with(path, lambda temporary: save_file(self.tensors, temporary))
+        files.write_bytes(path, save(self.tensors))
 
     @property
     def identity(self) -> dict[str, Any]:

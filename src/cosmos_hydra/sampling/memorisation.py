@@ -47,8 +47,8 @@ def write_nearest(
     checkpoint: Checkpoint,
     tokenizer: Tokenizer,
     device: torch.device,
-) -> None:
-    """Write the nearest training clip beside each generated video.
+) -> bool:
+    """Write the nearest training clip beside each generated video; return whether there is one.
 
     `latents` holds float32 [C, F, H, W] by the path of the mp4. Where the training samples are gone
     or have changed this does nothing but say so.
@@ -62,7 +62,7 @@ def write_nearest(
         usual, compared = _search(store, queries)
     except StageError as error:
         logger.info(f"no nearest training clips: {error}")
-        return
+        return False
     entries = {entry["id"]: entry for entry in store.manifest["samples"]}
     for mp4, near in zip(latents, queries, strict=True):
         assert near.sample is not None
@@ -79,6 +79,7 @@ def write_nearest(
         frames_FHWC = to_pixels(tokenizer.decode(clip_BCFHW)[0])
         write_mp4(mp4.with_suffix(".nearest.mp4"), frames_FHWC, near.sample.fps)
         files.write_json(mp4.with_suffix(".nearest.json"), facts)
+    return True
 
 
 def _search(store: SampleStore, queries: list[Nearest]) -> tuple[float | None, int]:

@@ -106,10 +106,10 @@ def _sample(
     precision = config.parallel.precision
     autocast = autocast_for(precision, device)
     denoiser = _load_denoiser(config, weights, device, effective_precision(precision, device))
-    fitted = weights.checkpoint.tokenizer if weights.checkpoint else Path()
-    tokenizer = load_tokenizer(config.model, fitted, device)
+    trained = weights.checkpoint
+    tokenizer = load_tokenizer(config.model, trained.tokenizer if trained else Path(), device)
+    is_comparing = True
     shape = latent_shape(config.data, config.model.latent_channels)
-    latents: dict[Path, torch.Tensor] = {}
     negative = config.generate.negative_prompt
     with progress("generate", len(videos) * config.generate.steps, "steps") as bar:
         for video in videos:
@@ -128,12 +128,12 @@ def _sample(
                 denoiser, request, sigma_data, device, autocast, on_step=bar.advance
             )
             frames_FHWC = to_pixels(tokenizer.decode(latent_CFHW[None])[0])
-            write_mp4(out / f"{video.stem}.mp4", frames_FHWC, request.fps)
+            mp4 = out / f"{video.stem}.mp4"
+            write_mp4(mp4, frames_FHWC, request.fps)
+            if trained and is_comparing:
+                is_comparing = write_nearest({mp4: latent_CFHW}, trained, tokenizer, device)
             sidecar = {**video.facts, "command": video.command}
             files.write_json(out / f"{video.stem}.json", sidecar)
-            latents[out / f"{video.stem}.mp4"] = latent_CFHW
-    if weights.checkpoint:
-        write_nearest(latents, weights.checkpoint, tokenizer, device)
 
 
 def _load_denoiser(

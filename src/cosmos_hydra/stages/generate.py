@@ -1,9 +1,11 @@
 """generate: prompts to videos, from a run, one of its steps, or a diffusers folder."""
 
 import logging
+from contextlib import ExitStack
 from pathlib import Path
 
-from cosmos_hydra import runs
+from cosmos_hydra import files, runs
+from cosmos_hydra.claim import claim
 from cosmos_hydra.config import Config, Stage
 from cosmos_hydra.engines.torch.device import pick_device
 from cosmos_hydra.errors import ConfigError
@@ -32,12 +34,21 @@ def run(config: Config, job: Job) -> list[Path]:
     device = pick_device(config.engine.device)
     videos_below = job.directory if is_own_folder else job.directory / "videos"
     out = Path(config.generate.out or videos_below).expanduser()
-    logger.info(f"generating with {weights} on {device}: {len(prompts)} prompts, into {out}")
     common = common_facts(config, weights, device)
     videos = plan_videos(config, job, prompts, weights, common, out)
+    data, count = config.data, len(videos)
+    logger.info(
+        f"generating with {weights} on {device}: {count} video{'s' * (count != 1)} of "
+        f"{data.frames} frames at {data.height}x{data.width}, {config.generate.steps} steps each, "
+        f"into {out}"
+    )
     if is_own_folder:
         job.begin()
-    paths = make_videos(config, weights, videos, out, device)
+    with ExitStack() as stack:
+        if out.resolve() != job.directory.resolve():  # which is ours already
+            stack.enter_context(claim(out / files.LOCK, str(out)))
+        files.remove_leftovers(out)
+        paths = make_videos(config, weights, videos, out, device)
     for path in paths:
         logger.info(f"video: {path}")
     logger.info(f"picture: {out / 'contact_sheet.png'}")
@@ -47,4 +58,8 @@ def run(config: Config, job: Job) -> list[Path]:
     trained = runs.run_of(weights.checkpoint.folder) if weights.checkpoint else None
     if config.log.report and trained and out.resolve() == (trained / "videos").resolve():
         logger.info(f"report: {write_report(trained, config)}")
+    if config.stage is Stage.pipeline:
+        logger.info(
+            f"next: cosmos-hydra stage=generate checkpoint={run} generate.prompt='what to show'"
+        )
     return paths

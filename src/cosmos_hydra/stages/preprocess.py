@@ -14,7 +14,9 @@ logger = logging.getLogger(__name__)
 def run(config: Config, job: Job) -> int:
     """Make the samples that data.path lacks and return their number."""
     device = pick_device(config.engine.device)
-    store = prepare(config, device, job.begin)
+    # a run that also trains is begun by post_train, which may still refuse it
+    begins_here = Stage.post_train not in config.stages
+    store = prepare(config, device, job.begin if begins_here else lambda: None)
     train, held_out = len(store.splits[TRAIN]), len(store.splits[HELD_OUT])
     logger.info(f"samples: {store.layout.folder}, {train} to train on, {held_out} held out")
     if config.stage is Stage.preprocess:

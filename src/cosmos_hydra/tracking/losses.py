@@ -17,7 +17,7 @@ ROWS_OF_A_MEDIAN = 20
 MAX_MEDIANS = 100
 MIN_VISITS = 2
 MAX_CLIPS = 8
-MAX_READ_MB = 50  # half a million rows, two seconds
+MAX_READ_BYTES = 50_000_000  # half a million rows, two seconds
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def read_losses(path: Path) -> list[dict[str, Any]]:
     """Return the rows of losses.jsonl; of a very long run the newest ones."""
     if not path.is_file():
         return []
-    skipped_bytes = path.stat().st_size - MAX_READ_MB * 1_000_000
+    skipped_bytes = path.stat().st_size - MAX_READ_BYTES
     rows = []
     with path.open("rb") as file:
         if skipped_bytes > 0:

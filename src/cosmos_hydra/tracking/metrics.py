@@ -14,12 +14,12 @@ from cosmos_hydra import files
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """Return the rows; a last line cut off by a kill is left out."""
+    """Return the rows; a line that is none, as one cut off by a kill, is left out."""
     rows = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
+    for line in path.read_text(errors="replace").splitlines() if path.is_file() else []:
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(row, dict) and isinstance(row.get("step"), int):
             rows.append(row)
@@ -60,12 +60,14 @@ class JsonLines:
 
     def write(self, *rows: dict[str, Any]) -> None:
         """Append rows."""
-        self.file.writelines(json.dumps(_finite(row), allow_nan=False) + "\n" for row in rows)
-        self.file.flush()
+        with files.naming(self.path):
+            self.file.writelines(json.dumps(_finite(row), allow_nan=False) + "\n" for row in rows)
+            self.file.flush()
 
     def close(self) -> None:
         """Close the file."""
-        self.file.close()
+        with files.naming(self.path):
+            self.file.close()
 
 
 def _finite(row: dict[str, Any]) -> dict[str, Any]:

@@ -95,8 +95,8 @@ def hardest_section(record: RunRecord) -> Html:
         parts += [element("p", reading), table(head, rows, numbers=(1, 4))]
     if record.skipped:
         reading = (
-            f"{len(record.skipped):,} steps were skipped, since loss or gradient was no finite "
-            f"number. Clips that can have caused it, the most frequent first:"
+            "Steps whose loss or gradient was no finite number did not change the weights. Clips "
+            "that can have caused it, the most frequent first:"
         )
         found = list(skipping_clips(record.losses, record.skipped).items())[:MAX_SKIPPING]
         rows = [(count, *_clip(record, sample)) for sample, count in found]
@@ -140,7 +140,7 @@ def data_section(record: RunRecord, media: Media) -> Html:
     if captions:
         number = max(len(captions), record.data.get("captions") or 0)
         listed = [element("li", caption or "(no caption)") for caption in captions[:MAX_CAPTIONS]]
-        title = f"{number:,} different captions"
+        title = "One caption" if number == 1 else f"{number:,} different captions"
         title += f", the first {len(listed)}" if number > len(listed) else ""
         parts.append(details(title, element("ul", *listed)))
     sheet = record.run / "previews" / "data.png"

@@ -85,5 +85,6 @@ def time_section(record: RunRecord) -> Html:
         [
             element("div", *bars, class_="bar", role="img", aria_label="shares of the time"),
             table(("Spent on", "Seconds", "Share"), rows, numbers=(1, 2)),
+            element("p", "Starting up and what came after training do not count.", class_="note"),
         ]
     )

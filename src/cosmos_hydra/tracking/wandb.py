@@ -8,6 +8,7 @@ import logging
 import netrc
 import os
 import secrets
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -17,6 +18,7 @@ from cosmos_hydra import files
 from cosmos_hydra.config import Config, WandbMode
 
 START_TIMEOUT_S = 30.0
+FINISH_TIMEOUT_S = 60.0  # for what is still to upload; `wandb sync` uploads it later
 logger = logging.getLogger(__name__)
 
 
@@ -25,8 +27,10 @@ class Wandb:
 
     def __init__(self, config: Config, run: Path) -> None:
         self.run: Any = None
+        self.wandb: Any = None
         if config.log.wandb is WandbMode.online:
-            self._attempt(lambda: self._start(config, run, "online"), "going on offline")
+            otherwise = "going on offline, `wandb sync` uploads it later"
+            self._attempt(lambda: self._start(config, run, "online"), otherwise)
         if config.log.wandb is not WandbMode.off and self.run is None:
             self._attempt(lambda: self._start(config, run, "offline"))
 
@@ -34,6 +38,8 @@ class Wandb:
         import wandb
 
         self.wandb = wandb
+        wandb.setup(settings=wandb.Settings(silent=True))
+        bounds = {"finish_timeout": FINISH_TIMEOUT_S, "finish_timeout_raises": True}
         self.run = wandb.init(
             project=config.log.wandb_project,
             name=config.name,
@@ -50,6 +56,8 @@ class Wandb:
                 silent=True,
                 x_disable_meta=True,
                 init_timeout=START_TIMEOUT_S,
+                # wandb before 0.27 has no bound
+                **{key: bounds[key] for key in bounds if key in wandb.Settings.model_fields},
             ),
         )
 
@@ -76,6 +84,9 @@ class Wandb:
             reason = " ".join(str(error).split())
             logger.warning(f"log.wandb: {type(error).__name__}: {reason}; {otherwise}")
             self.run = None
+            with suppress(Exception):
+                # a service that still tries to go online would hold the run id
+                self.wandb.teardown()
 
 
 def wandb_host() -> str:

@@ -39,7 +39,7 @@ def find_episodes(data: DataConfig) -> Found:
     for name, path in videos.items():
         try:
             caption, caption_from = _caption(name, path, table, data.prompt)
-        except (ValueError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:
             found.failed[name] = f"caption file cannot be read ({error})"
             continue
         if caption:
@@ -81,7 +81,7 @@ def read_table(path: str, root: Path) -> dict[str, str]:
     captions = {}
     try:
         rows = _rows(file)
-    except (ValueError, csv.Error) as error:
+    except (ValueError, RecursionError, csv.Error) as error:
         raise ConfigError(f"data.captions={path} cannot be read ({error})") from error
     for number, row in enumerate(rows, start=1):
         video, caption = _pick(row, VIDEO_COLUMNS), _pick(row, CAPTION_COLUMNS)

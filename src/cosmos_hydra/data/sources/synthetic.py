@@ -5,18 +5,19 @@ are drawn per video. Files that exist are kept, so rendering can be interrupted.
 """
 
 import itertools
-import json
 from pathlib import Path
 from typing import Any
 
 from cosmos_hydra import config as schema
 from cosmos_hydra import files
 from cosmos_hydra.changes import difference
+from cosmos_hydra.claim import claim
 from cosmos_hydra.config import DataConfig
 from cosmos_hydra.data.sources.arm import MOTIONS, VIEWS, render
 from cosmos_hydra.data.video import write_mp4
 from cosmos_hydra.errors import ConfigError, StageError
 from cosmos_hydra.logs import progress
+from cosmos_hydra.reading import read_json
 from cosmos_hydra.seeds import numpy_generator
 
 
@@ -39,7 +40,11 @@ def render_missing(data: DataConfig) -> None:
     missing = [item for item in enumerate(names) if not (root / f"{item[1]}.mp4").is_file()]
     if not missing:
         return
-    with progress("render", len(missing), "videos") as bar:
+    with (
+        claim(root / files.LOCK, f"data.source={root}"),
+        progress("render", len(missing), "videos") as bar,
+    ):
+        files.remove_leftovers(root)
         for number, name in missing:
             motion, view = scenes[number]
             frames = render(
@@ -63,7 +68,11 @@ def _keep_settings(root: Path, settings: dict[str, Any]) -> None:
     if not file.is_file():
         files.write_json(file, settings)
         return
-    changes = difference(json.loads(file.read_text()), settings, "data.synthetic")
+    try:
+        rendered = read_json(file)
+    except (OSError, ValueError) as error:
+        raise StageError(f"{file} is damaged ({error}); remove the folder") from error
+    changes = difference(rendered, settings, "data.synthetic")
     if changes:
         raise StageError(
             f"data.source={root} holds videos rendered otherwise ({', '.join(changes)}); "

@@ -1,5 +1,6 @@
 """Videos of fixed seeds and captions while training, so that progress can be seen."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,11 +20,24 @@ MAX_PREVIEWS = 2
 SEED = 1
 
 
+def picture_of(run: Path, step: int) -> Path:
+    """Return where the picture of a step's previews lies; it is written after the videos."""
+    return run / "previews" / f"step_{step:06d}.png"
+
+
+def remove_previews_after(run: Path, step: int) -> None:
+    """Remove the previews of an earlier try that went further than the run stands now."""
+    for path in (run / "previews").glob("step_*"):
+        number = re.match(r"step_(\d+)", path.name)
+        if number and int(number[1]) > step:
+            path.unlink()
+
+
 class Previews:
     """Sample the captions of a few training clips; the tokenizer is loaded only to decode."""
 
-    def __init__(self, config: Config, store: SampleStore, folder: Path, fitted: Path) -> None:
-        self.config, self.folder, self.fitted = config, folder, fitted
+    def __init__(self, config: Config, store: SampleStore, run: Path, fitted: Path) -> None:
+        self.config, self.run, self.fitted = config, run, fitted
         by_caption: dict[str, Sample] = {}
         for sample_id in store.splits[TRAIN]:
             caption = store.captions[sample_id]
@@ -35,7 +49,7 @@ class Previews:
 
     def show_data(self, device: torch.device) -> None:
         """Write previews/data.png: the clips themselves, decoded from their latents."""
-        path = self.folder / "data.png"
+        path = self.run / "previews" / "data.png"
         if not path.is_file():
             self._write(path, [sample.latent_CFHW.float() for sample in self.samples], device)
 
@@ -70,7 +84,7 @@ class Previews:
                     denoiser, request, objective.sigma_data, device, autocast, check_stop
                 )
             )
-        path = self.folder / f"step_{step:06d}.png"
+        path = picture_of(self.run, step)
         self._write(path, latents, device)
         return path
 

@@ -12,18 +12,18 @@ import torch
 from torch import nn
 
 from cosmos_hydra import config as schema
-from cosmos_hydra.changes import difference
+from cosmos_hydra.changes import difference, flat
 from cosmos_hydra.config import Config, ResumeMode
 from cosmos_hydra.data.clips import TRAIN, latent_shape
 from cosmos_hydra.data.store import SampleStore
 from cosmos_hydra.engines.torch import checkpoint
 from cosmos_hydra.engines.torch.checkpoint import Checkpoint
-from cosmos_hydra.errors import ConfigError
+from cosmos_hydra.errors import ConfigError, CosmosError
 from cosmos_hydra.models.transformer import initialise
 from cosmos_hydra.weights import diffusers
 from cosmos_hydra.weights.locate import Located, locate
 
-# a resumed run must not differ in these; folders may move, the rest is logged
+# a resumed run must not differ in these; samples and given weights are compared by content
 FIXED = ("model.", "seed", "trainer.global_batch_size", "optim.betas", "optim.eps")
 MOVABLE = (
     "model.weights.",
@@ -32,6 +32,9 @@ MOVABLE = (
     "model.default_lr",
     "model.default_guidance",
 )
+# what else has a part in training may change, and is logged
+LOGGED = ("engine.", "model.", "optim.", "parallel.", "resume.path", "trainer.")
+GIVEN = ("resume.path", "model.weights.path")  # weights to start from, the first that is set
 logger = logging.getLogger(__name__)
 
 
@@ -101,15 +104,13 @@ def plan_start(config: Config, run: Path, store: SampleStore) -> Start:
         _check_unchanged(config, found.manifest, store)
         logger.info(f"resuming step {found.step}/{config.trainer.max_steps} of {run}")
         return Start(checkpoint=found)
-    for key, path in (
-        ("resume.path", config.resume.path),
-        ("model.weights.path", config.model.weights.path),
-    ):
-        if path:
-            weights = locate(path, key)
-            diffusers.check_config(weights.transformer, config.model, key)
-            return Start(weights=weights)
-    return Start()
+    given = _given(schema.to_dict(config))
+    if given is None:
+        return Start()
+    key, path = given
+    weights = locate(path, key)
+    diffusers.check_config(weights.transformer, config.model, key)
+    return Start(weights=weights)
 
 
 def fill(
@@ -128,9 +129,18 @@ def fill(
     return 0
 
 
+def _given(values: dict[str, Any]) -> tuple[str, str] | None:
+    """Return key and path of the weights that a config starts from, if it names any."""
+    paths = flat(values)
+    return next(((key, paths[key]) for key in GIVEN if paths[key]), None)
+
+
 def _check_unchanged(config: Config, manifest: dict[str, Any], store: SampleStore) -> None:
-    changes = difference(manifest["config"], schema.to_dict(config))
+    before, now = manifest["config"], schema.to_dict(config)
+    changes = difference(before, now)
     unsafe = [c for c in changes if c.startswith(FIXED) and not c.startswith(MOVABLE)]
+    if _names_other_weights(before, now):
+        unsafe += [change for change in changes if change.startswith(GIVEN)]
     if manifest["data"] != store.content_hash:
         unsafe.append("the samples in data.path")
     if unsafe:
@@ -139,5 +149,20 @@ def _check_unchanged(config: Config, manifest: dict[str, Any], store: SampleStor
             f"choose another name or resume.mode=fresh"
         )
     for change in changes:
-        if change.startswith(("optim.", "trainer.", "parallel.")):
+        if change.startswith(LOGGED):
             logger.info(f"changed since the run began: {change}")
+
+
+def _names_other_weights(before: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Return whether a run is asked to start from weights that it did not start from."""
+    old, new = _given(before), _given(now)
+    if new is None or new == old:
+        return False
+    if old is None:
+        return True
+    try:
+        began_with = locate(old[1], old[0])
+    except CosmosError:
+        return False  # no longer there: moved
+    hashes = {diffusers.weights_hash(w.transformer) for w in (began_with, locate(new[1], new[0]))}
+    return len(hashes) > 1

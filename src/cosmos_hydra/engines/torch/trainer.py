@@ -24,7 +24,7 @@ from cosmos_hydra.diffusion.edm import denoise, weighted_error
 from cosmos_hydra.engines.torch import checkpoint
 from cosmos_hydra.engines.torch.optimizer import build_optimizer, learning_rate
 from cosmos_hydra.engines.torch.precision import autocast_for, effective_precision
-from cosmos_hydra.engines.torch.previews import Previews
+from cosmos_hydra.engines.torch.previews import Previews, picture_of, remove_previews_after
 from cosmos_hydra.engines.torch.start import check_samples, fill, plan_start
 from cosmos_hydra.engines.torch.usage import peak_memory_gb
 from cosmos_hydra.engines.torch.validation import Validation
@@ -55,7 +55,7 @@ class Trainer:
         self.denoiser = Denoiser(transformer).to(device)
         self.optimizer = build_optimizer(self.denoiser, config.optim)
         self.step = fill(start, config, transformer, self.optimizer)
-        self.is_consistent = True  # false while the optimizer changes weights
+        self.is_consistent = True  # false until a step's weights and rows are both there
         if config.parallel.compile:
             for block in transformer.transformer_blocks:
                 block.compile()
@@ -76,16 +76,16 @@ class Trainer:
         """
         config, trainer = self.config, self.config.trainer
         self.record = Record(config, self.run, self.step)
-        # a run that was stopped in its last step still lacks the last validation
-        is_last = self.step == trainer.max_steps and trainer.validate_every > 0
-        lacks_validation = is_last and not self.record.has_validation
-        if self.step >= trainer.max_steps and not lacks_validation:
+        # a run that was stopped in its last step may still lack its last validation or preview
+        is_last = self.step == trainer.max_steps and (self._lacks_validation or self._lacks_preview)
+        if self.step >= trainer.max_steps and not is_last:
             self.record.close()
             logger.info(
                 f"{self.run} has finished at step {self.step}; "
                 f"raise trainer.max_steps, or use resume.mode=fresh"
             )
             return None
+        checkpoint.remove_leftovers(self.run)
         checkpoint.check_space(self.run, self.num_parameters)
         precision = effective_precision(config.parallel.precision, self.device)
         logger.info(
@@ -102,9 +102,11 @@ class Trainer:
                 self._prepare()
                 self._loop(stop)
             finally:
-                if self.is_consistent and self.saved_step != self.step:
-                    self._save()
-                self.record.close()
+                try:
+                    if self.is_consistent and self.saved_step != self.step:
+                        self._save()
+                finally:
+                    self.record.close()
         if stop.signal == signal.SIGINT:
             raise KeyboardInterrupt
         if stop:
@@ -121,10 +123,10 @@ class Trainer:
         if self.validation and not self.validation.is_held_out:
             logger.warning("nothing is held out: the validation loss is on training samples")
         self.previews = None
-        can_decode = self.fitted_tokenizer is not None or config.model.tokenizer.path
-        if trainer.preview_every and can_decode:
+        remove_previews_after(self.run, self.step)
+        if trainer.preview_every and self._can_decode:
             fitted = self.store.layout.tokenizer
-            self.previews = Previews(config, self.store, self.run / "previews", fitted)
+            self.previews = Previews(config, self.store, self.run, fitted)
             self.previews.show_data(self.device)
         elif trainer.preview_every:
             logger.warning("no previews: model.tokenizer.path is not set")
@@ -140,8 +142,7 @@ class Trainer:
             trainer.micro_batch_size,
         )
         self.denoiser.train()
-        if not self.record.has_validation:
-            self._look(stop)
+        self._look(stop, self._lacks_validation, self._lacks_preview)
         with progress("post_train", trainer.max_steps, "steps", start=self.step) as bar:
             began_s = time.perf_counter()
             for batches in loader.steps(self.step, trainer.max_steps):
@@ -154,6 +155,7 @@ class Trainer:
                 row["tokens_per_s"] = self._tokens(batches) / row["step_s"]
                 row["mem_gb"] = peak_memory_gb(self.device)
                 self.record.step(row, samples)
+                self.is_consistent = True
                 if self.record.skipped_steps > trainer.max_skipped_steps:
                     raise StageError(
                         f"trainer.max_skipped_steps={trainer.max_skipped_steps}: steps up to "
@@ -164,7 +166,11 @@ class Trainer:
                 if self.last_loss is not None:
                     shown["val"] = self.last_loss
                 bar.advance(**shown)
-                self._look(stop)
+                self._look(
+                    stop,
+                    self._is_due(trainer.validate_every),
+                    self._is_due(trainer.preview_every),
+                )
                 if trainer.save_every and self.step % trainer.save_every == 0:
                     self._save()
                 began_s = time.perf_counter()
@@ -194,7 +200,6 @@ class Trainer:
                 group["lr"] = rate
             self.optimizer.step()
         self.step += 1
-        self.is_consistent = True
         self.optimizer.zero_grad(set_to_none=True)
         row = {"step": self.step, "loss": loss, "lr": rate, "grad_norm": grad_norm}
         if not is_finite:
@@ -239,14 +244,29 @@ class Trainer:
         frames, height, width = self.config.model.patch_size
         return cells // (frames * height * width)
 
-    def _look(self, stop: StopRequest) -> None:
-        """Validate and sample when it is time, or at the first and last step."""
-        trainer = self.config.trainer
-        is_end = self.step in (0, trainer.max_steps)
+    def _is_due(self, every: int) -> bool:
+        """Return whether it is time for what is done so often, and at the first and last step."""
+        is_end = self.step in (0, self.config.trainer.max_steps)
+        return every > 0 and (is_end or self.step % every == 0)
+
+    @property
+    def _lacks_validation(self) -> bool:
+        return self._is_due(self.config.trainer.validate_every) and not self.record.has_validation
+
+    @property
+    def _lacks_preview(self) -> bool:
+        is_due = self._is_due(self.config.trainer.preview_every) and self._can_decode
+        return is_due and not picture_of(self.run, self.step).is_file()
+
+    @property
+    def _can_decode(self) -> bool:
+        return self.fitted_tokenizer is not None or self.config.model.tokenizer.path is not None
+
+    def _look(self, stop: StopRequest, is_validating: bool, is_previewing: bool) -> None:
         with suppress(StopAsked):
-            if self.validation and (is_end or self.step % trainer.validate_every == 0):
+            if self.validation and is_validating:
                 self._validate(self.validation, stop)
-            if self.previews and (is_end or self.step % trainer.preview_every == 0):
+            if self.previews and is_previewing:
                 self._preview(self.previews, stop)
 
     def _preview(self, previews: Previews, stop: StopRequest) -> None:
@@ -290,4 +310,4 @@ class Trainer:
                 self.fitted_tokenizer,
             )
         self.saved_step = self.step
-        checkpoint.prune(self.run, self.config.trainer.keep)
+        checkpoint.prune(self.run, self.config.trainer.keep, self.step)

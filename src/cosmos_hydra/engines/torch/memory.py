@@ -1,0 +1,227 @@
+"""How much memory training and generation take, estimated from the config before anything is built.
+
+Counted is what autograd keeps of the network as this project runs it: float32 weights, autocast
+to bf16 (its copies of the weights too), attention that never holds an L x L matrix, no compile.
+Legend: D model width, R mlp_ratio; stream = D times the tokens of a micro-batch. Sizes are bytes,
+and GB = 1e9 bytes in `Memory`.
+"""
+
+from dataclasses import dataclass
+from math import prod
+
+from cosmos_hydra.config import Config, Precision, Recompute, TokenizerKind
+from cosmos_hydra.data.clips import latent_shape
+from cosmos_hydra.models.size import parameter_count, width
+
+FLOAT32 = 4
+
+
+@dataclass(frozen=True)
+class _Cost:
+    """What a precision costs, in bytes per number of the stream."""
+
+    # a number of the computation
+    element: int
+    # what a block keeps for its backward pass, MLP aside: float32 norms, copies to compute with
+    block: int
+    # what it keeps per channel of a text token
+    text: int
+    # what the head keeps
+    head: int
+    # the most alive at once in a forward pass that keeps nothing
+    forward: int
+
+
+COSTS = {
+    Precision.bf16: _Cost(element=2, block=86, text=14, head=10, forward=42),
+    Precision.fp32: _Cost(element=4, block=96, text=16, head=12, forward=44),
+}
+GENERATION_FORWARD = 36  # with weights that are bf16 themselves
+FORWARD_MLP = 20  # beside the MLP, where that needs most
+INPUT = 4  # the input of a block, float32 in both precisions
+OUTSIDE = 12  # the position embedding before and after its norm, and its gradient
+LATENTS = 12  # float32 tensors like the latent, in the loss and around it
+
+# AutoencoderKLCosmos as released, decoding; counted over its live tensors at several clip sizes
+DECODER_PARAMETERS = 105.7e6
+DECODER_NUMBERS = 36  # most numbers alive per pixel of a frame where convolutions need most
+ATTENTION_NUMBERS = 16  # the same beside the spatial attention, which holds its square matrix
+PIXELS_OF_A_CELL = 512
+
+# What PyTorch takes beside tensors: context and workspaces, and a share for gaps between tensors
+# that come and go. To be measured on the device: what nvidia-smi shows less the live tensors.
+CUDA_GB = 1.0
+CUDA_GAPS = 0.02
+CPU_GB = 0.3
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Memory of one device at the moment when most is needed.
+
+    `activations_gb` is what that moment needs beside weights, gradients and optimizer state: less
+    than all activations where they are gone before the last gradients come.
+    """
+
+    weights_gb: float
+    gradients_gb: float
+    optimizer_gb: float
+    activations_gb: float
+    other_gb: float
+
+    @property
+    def state_gb(self) -> float:
+        """Return what does not depend on the clip."""
+        return self.weights_gb + self.gradients_gb + self.optimizer_gb
+
+    @property
+    def total_gb(self) -> float:
+        return self.state_gb + self.activations_gb + self.other_gb
+
+    def __str__(self) -> str:
+        """Return the breakdown as one line."""
+        parts = {name.removesuffix("_gb"): amount for name, amount in vars(self).items()}
+        shown = ", ".join(f"{name} {gb(amount)}" for name, amount in parts.items() if amount)
+        return f"{gb(self.total_gb)} GB ({shown})"
+
+
+def gb(amount: float) -> str:
+    """Return an amount of GB as shown to users."""
+    return f"{amount:.0f}" if amount >= 10 else f"{amount:.1f}"
+
+
+def token_count(config: Config) -> int:
+    """Return the tokens of the configured clip."""
+    _, *sizes = latent_shape(config.data, config.model.latent_channels)
+    return prod(size // patch for size, patch in zip(sizes, config.model.patch_size, strict=True))
+
+
+def estimate_training(config: Config, device_type: str, precision: Precision) -> Memory:
+    """Return the memory of post_train on one device; `precision` is bf16 or fp32."""
+    parameters = parameter_count(config.model)
+    gradients = FLOAT32 * parameters
+    peak = max(_step_bytes(config, precision), gradients)
+    if config.trainer.preview_every and _has_tokenizer(config):
+        peak = max(peak, _preview_bytes(config, device_type, precision))
+    return _memory(
+        device_type,
+        weights=FLOAT32 * parameters,
+        gradients=gradients,
+        optimizer=2 * FLOAT32 * parameters,
+        activations=peak - gradients,
+    )
+
+
+def estimate_generation(config: Config, device_type: str, precision: Precision) -> Memory:
+    """Return the memory of generate on one device; the text encoder is gone by then."""
+    # on a CPU the weights are float32 before they are anything else
+    element = FLOAT32 if device_type == "cpu" else COSTS[precision].element
+    forward = GENERATION_FORWARD if precision is Precision.bf16 else COSTS[precision].forward
+    sampling = _forward_bytes(config, precision, _sampling_batch(config), forward)
+    return _memory(
+        device_type,
+        weights=element * parameter_count(config.model) + _decoder_weight_bytes(config, device_type),
+        activations=max(sampling, _decoding_bytes(config, device_type)),
+    )
+
+
+def _memory(
+    device_type: str,
+    weights: float,
+    activations: float,
+    gradients: float = 0,
+    optimizer: float = 0,
+) -> Memory:
+    other_gb = CPU_GB if device_type == "cpu" else CUDA_GB + CUDA_GAPS * activations / 1e9
+    sizes = (weights, gradients, optimizer, activations)
+    return Memory(*(size / 1e9 for size in sizes), other_gb)
+
+
+def _step_bytes(config: Config, precision: Precision) -> float:
+    """Return the most that a training step holds beside weights and optimizer state."""
+    model, cost, batch = config.model, COSTS[precision], config.trainer.micro_batch_size
+    stream = batch * token_count(config) * width(model)
+    block = _block_bytes(config, precision)
+    around = OUTSIDE * stream + LATENTS * _latent_bytes(config, batch)
+    backward = around + cost.element * model.mlp_ratio * stream
+    gradients = FLOAT32 * parameter_count(model)
+    copies = _copied_weight_bytes(config, precision)
+    copies_of_a_block = copies / model.num_layers
+    if config.parallel.recompute is Recompute.full:
+        inputs = model.num_layers * INPUT * stream
+        forward = inputs + copies + _forward_bytes(config, precision, batch, cost.forward)
+        # the backward pass begins with the last block, and ends with the first
+        begin = inputs + block + copies_of_a_block + backward
+        end = INPUT * stream + block + copies_of_a_block + backward
+    else:
+        forward = model.num_layers * block + copies + cost.head * stream + around
+        begin = model.num_layers * block + copies + cost.head * stream + backward
+        end = block + copies_of_a_block + backward
+    if config.trainer.global_batch_size > batch:  # then gradients of earlier batches are there
+        return gradients + max(forward, begin, end)
+    return max(forward, begin, gradients + end)
+
+
+def _block_bytes(config: Config, precision: Precision) -> float:
+    """Return what one block keeps of a micro-batch."""
+    model, cost, batch = config.model, COSTS[precision], config.trainer.micro_batch_size
+    of_a_number = cost.block + 2 * cost.element * model.mlp_ratio
+    of_a_text_token = cost.text * width(model)
+    if precision is Precision.bf16:  # keys and values copy their input
+        of_a_text_token += 2 * cost.element * model.text_dim
+    return batch * (
+        of_a_number * token_count(config) * width(model) + of_a_text_token * model.text_tokens
+    )
+
+
+def _forward_bytes(config: Config, precision: Precision, batch: int, forward: int) -> float:
+    """Return the most alive at once in a forward pass that keeps nothing."""
+    in_mlp = FORWARD_MLP + 2 * COSTS[precision].element * config.model.mlp_ratio
+    stream = batch * token_count(config) * width(config.model)
+    return max(forward, in_mlp) * stream + LATENTS * _latent_bytes(config, batch)
+
+
+def _preview_bytes(config: Config, device_type: str, precision: Precision) -> float:
+    """Return the most that sampling and decoding hold beside weights and optimizer state."""
+    forward = COSTS[precision].forward
+    sampling = _forward_bytes(config, precision, _sampling_batch(config), forward)
+    return max(
+        sampling + _copied_weight_bytes(config, precision),
+        _decoding_bytes(config, device_type) + _decoder_weight_bytes(config, device_type),
+    )
+
+
+def _sampling_batch(config: Config) -> int:
+    return 2 if config.generate.guidance else 1
+
+
+def _decoding_bytes(config: Config, device_type: str) -> float:
+    if config.model.tokenizer.kind is TokenizerKind.toy:
+        return 0
+    _, frames, height, width = latent_shape(config.data, config.model.latent_channels)
+    numbers = _decoder_element(device_type) * frames * height * width * PIXELS_OF_A_CELL
+    square = 2 * FLOAT32 * frames * (height * width) ** 2  # the scores and their softmax
+    return max(DECODER_NUMBERS * numbers, ATTENTION_NUMBERS * numbers + square)
+
+
+def _decoder_weight_bytes(config: Config, device_type: str) -> float:
+    is_toy = config.model.tokenizer.kind is TokenizerKind.toy
+    return 0 if is_toy else DECODER_PARAMETERS * _decoder_element(device_type)
+
+
+def _decoder_element(device_type: str) -> int:
+    return FLOAT32 if device_type == "cpu" else 2
+
+
+def _has_tokenizer(config: Config) -> bool:
+    tokenizer = config.model.tokenizer
+    return tokenizer.kind is TokenizerKind.toy or tokenizer.path is not None
+
+
+def _latent_bytes(config: Config, batch: int) -> float:
+    return FLOAT32 * batch * prod(latent_shape(config.data, config.model.latent_channels))
+
+
+def _copied_weight_bytes(config: Config, precision: Precision) -> float:
+    """Return what autocast keeps of the weights until the forward pass is over."""
+    return 2 * parameter_count(config.model) if precision is Precision.bf16 else 0

@@ -1,0 +1,182 @@
+"""One sound folder of everything that the program reads, and how each file of it is read."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from small_runs import small_config
+from tiny_folders import T5_DIM, write_tiny_cosmos, write_tiny_t5
+
+from cosmos_hydra import config as schema
+from cosmos_hydra import files, runs
+from cosmos_hydra.config import (
+    ModelConfig,
+    SampleFormat,
+    TextEncoderConfig,
+    TextEncoderKind,
+    TokenizerConfig,
+    TokenizerKind,
+)
+from cosmos_hydra.data.store import Layout, open_store
+from cosmos_hydra.data.writer import SampleWriter
+from cosmos_hydra.engines.torch import checkpoint
+from cosmos_hydra.engines.torch.optimizer import build_optimizer
+from cosmos_hydra.models.text import TextEmbedding, load_text_encoder
+from cosmos_hydra.models.tokenizer import load_tokenizer
+from cosmos_hydra.models.toy_tokenizer import ToyTokenizer
+from cosmos_hydra.models.transformer import build_transformer, initialise
+from cosmos_hydra.reading import sealed
+from cosmos_hydra.weights import diffusers
+from cosmos_hydra.weights.locate import locate
+from cosmos_hydra.weights.torch_metadata import read_metadata
+
+CPU = torch.device("cpu")
+SMALL_MODEL = ("model.num_heads=2", "model.head_dim=24", "model.adaln_lora_dim=8")
+STEP = "run/checkpoints/step_000004"
+SAMPLES = (("samples", SampleFormat.safetensors), ("nemo", SampleFormat.nemo))
+
+
+@dataclass(frozen=True)
+class Place:
+    """A file, a pattern below the folder that `write_all` fills, and what reads it."""
+
+    file: str
+    read: Callable[[Path], object]
+
+    @property
+    def folder(self) -> str:
+        return self.file.partition("/")[0]
+
+    def path(self, root: Path) -> Path:
+        return next(root.glob(self.file), root / self.file)
+
+
+def write_all(root: Path) -> None:
+    """Write samples in both formats, a run, foreign weights, encoders, a distributed checkpoint."""
+    for name, sample_format in SAMPLES:
+        write_samples(Layout(root / name / "data", sample_format))
+    config = small_config(root, *SMALL_MODEL)
+    transformer = build_transformer(config.model)
+    initialise(transformer, 0)
+    diffusers.save_transformer(transformer, config.model, root / "diffusers")
+    for step in (2, 4):
+        write_step(root / "run", step, transformer, config)
+    blocks = torch.nn.functional.interpolate(torch.rand(2, 3, 2, 3, 4), size=(9, 32, 32))
+    write_tiny_cosmos(root / "vae", blocks)
+    write_tiny_t5(root / "t5")
+    dcp.save({"weight": torch.zeros(2, 2), "lr": 0.1}, checkpoint_id=root / "dcp", no_dist=True)
+
+
+def write_samples(layout: Layout) -> None:
+    text = TextEmbedding(torch.ones(16, 8, dtype=torch.bfloat16), torch.ones(16, dtype=torch.bool))
+    writer = SampleWriter(layout)
+    for number in range(2):
+        info = {"height": 48, "width": 64, "fps": 12.0, "content": None}
+        writer.write(str(number), info, torch.zeros(16, 2, 6, 8), text)
+    fitted = ToyTokenizer.fit([torch.rand(3, 9, 32, 32)], seed=0)
+    fitted.save(layout.tokenizer)
+    entries = [
+        {"id": str(number), "split": "train", "video": "a.mp4", "start_frame": 0, "caption": "a"}
+        for number in range(2)
+    ]
+    manifest = {
+        "format_version": 1,
+        "content_hash": "0",
+        "tokenizer": fitted.identity,
+        "text_encoder": {"kind": "hash"},
+        "samples": entries,
+    }
+    files.write_json(layout.manifest, manifest)
+
+
+def write_step(run: Path, step: int, transformer: torch.nn.Module, config: Any) -> None:
+    optimizer = build_optimizer(transformer, config.optim)
+    for parameter in transformer.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    facts = {
+        "config": schema.to_dict(config),
+        "data": "0",
+        "tokenizer": None,
+        "text_encoder": None,
+        "captions": ["a"],
+        "fps": 12.0,
+    }
+    fitted = run.parent / "samples/data/tokenizer.safetensors"
+    checkpoint.save(run, step, transformer, optimizer, config.model, facts, fitted)
+
+
+def reseal(folder: Path) -> None:
+    """Make the manifest of a checkpoint say that its files are as they should be."""
+    manifest = checkpoint.read_json(folder / runs.MANIFEST)
+    hashes = {name: files.sha256_of(folder / name) for name in manifest["files"]}
+    (folder / runs.MANIFEST).write_bytes(sealed({**manifest, "files": hashes}))
+
+
+def _sample(folder: str) -> Callable[[Path], object]:
+    return lambda root: open_store(str(root / folder / "data")).load("0")
+
+
+def _resume(root: Path) -> None:
+    """Do what a resumed run does with its newest checkpoint, taken as it is."""
+    reseal(root / STEP)
+    found = checkpoint.open_checkpoint(root / STEP)
+    config = small_config(root, *SMALL_MODEL)
+    transformer = build_transformer(config.model)
+    checkpoint.restore(found, transformer, build_optimizer(transformer, config.optim))
+    ToyTokenizer.load(found.tokenizer)
+
+
+def _weights(root: Path) -> None:
+    config = small_config(root, *SMALL_MODEL)
+    found = locate(str(root / "diffusers"), "resume.path")
+    diffusers.check_config(found.transformer, config.model, "resume.path")
+    diffusers.load_transformer(build_transformer(config.model), found.transformer)
+
+
+def _t5(root: Path) -> None:
+    text = TextEncoderConfig(TextEncoderKind.t5, str(root / "t5"))
+    model = ModelConfig(text_tokens=12, text_dim=T5_DIM, text_encoder=text)
+    load_text_encoder(model, CPU).encode("a robot")
+
+
+def _vae(root: Path) -> None:
+    tokenizer = TokenizerConfig(TokenizerKind.cosmos, str(root / "vae"))
+    loaded = load_tokenizer(ModelConfig(tokenizer=tokenizer), Path(), CPU)
+    loaded.encode(torch.zeros(1, 3, 1, 32, 32))
+
+
+PLACES = {
+    "latent": Place("samples/data/0.video_latent.safetensors", _sample("samples")),
+    "text": Place("samples/data/text/*.safetensors", _sample("samples")),
+    "info": Place("samples/data/0.info.json", _sample("samples")),
+    "sample manifest": Place("samples/data/manifest.json", _sample("samples")),
+    "fitted tokenizer": Place(
+        "samples/data/tokenizer.safetensors",
+        lambda root: ToyTokenizer.load(root / "samples/data/tokenizer.safetensors"),
+    ),
+    "latent .pth": Place("nemo/data/0.video_latent.pth", _sample("nemo")),
+    "text .pth": Place("nemo/data/0.t5_text_embeddings.pth", _sample("nemo")),
+    "info of .pth": Place("nemo/data/0.info.json", _sample("nemo")),
+    "manifest of .pth": Place("nemo/data.manifest.json", _sample("nemo")),
+    "checkpoint manifest": Place(
+        f"{STEP}/manifest.json", lambda root: checkpoint.open_checkpoint(root / STEP)
+    ),
+    "checkpoint weights": Place(f"{STEP}/transformer/{diffusers.WEIGHTS}", _resume),
+    "optimizer": Place(f"{STEP}/optimizer.safetensors", _resume),
+    "checkpoint tokenizer": Place(f"{STEP}/tokenizer.safetensors", _resume),
+    "weights": Place(f"diffusers/{diffusers.WEIGHTS}", _weights),
+    "weights config": Place("diffusers/config.json", _weights),
+    "weights index": Place(f"diffusers/{diffusers.WEIGHTS}.index.json", _weights),
+    "t5 config": Place("t5/config.json", _t5),
+    "t5 weights": Place("t5/model.safetensors", _t5),
+    "t5 index": Place("t5/model.safetensors.index.json", _t5),
+    "t5 tokenizer": Place("t5/tokenizer.json", _t5),
+    "vae config": Place("vae/config.json", _vae),
+    "vae weights": Place(f"vae/{diffusers.WEIGHTS}", _vae),
+    "vae index": Place(f"vae/{diffusers.WEIGHTS}.index.json", _vae),
+    "dcp metadata": Place("dcp/.metadata", lambda root: read_metadata(root / "dcp")),
+}
