@@ -27,7 +27,7 @@ from cosmos_hydra.models.transformer import Denoiser, build_transformer
 from cosmos_hydra.sampling.memorisation import write_nearest
 from cosmos_hydra.sampling.requests import Video
 from cosmos_hydra.tracking.pictures import contact_sheet, save_picture
-from cosmos_hydra.weights import diffusers
+from cosmos_hydra.weights.load import load_weights
 from cosmos_hydra.weights.locate import Located
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ def common_facts(config: Config, weights: Located, device: torch.device) -> dict
     manifest = weights.checkpoint.manifest if weights.checkpoint else {}
     precision = effective_precision(config.parallel.precision, device)
     facts: dict[str, Any] = {
-        "weights_sha256": diffusers.weights_hash(weights.transformer),
+        "weights_sha256": weights.digest,
         "device": str(device),
         "precision": precision.name,
         # the order of a CPU's sums, and so the last bits, follow the number of threads
@@ -140,7 +140,7 @@ def _load_denoiser(
     config: Config, weights: Located, device: torch.device, precision: Precision
 ) -> Denoiser:
     transformer = build_transformer(config.model)
-    diffusers.load_transformer(transformer, weights.transformer)
+    load_weights(transformer, weights)
     if precision is Precision.bf16:
         for name, part in transformer.named_children():
             # position tables stay exact: small, and summed over three axes before normalising

@@ -5,6 +5,7 @@ import logging
 from cosmos_hydra.config import Config, Stage
 from cosmos_hydra.data.store import open_store
 from cosmos_hydra.engines.torch.device import pick_device
+from cosmos_hydra.engines.torch.mesh import join
 from cosmos_hydra.engines.torch.trainer import Trainer
 from cosmos_hydra.job import Job
 from cosmos_hydra.tracking import metrics
@@ -16,13 +17,16 @@ logger = logging.getLogger(__name__)
 
 
 def run(config: Config, job: Job) -> float | None:
-    """Train to trainer.max_steps and return the last validation loss."""
-    device = pick_device(config.engine.device)
-    store = open_store(config.data.path)
-    trainer = Trainer(config, job.directory, store, device)
-    job.begin()
-    write_run_facts(config, job, store, device, trainer.num_parameters)
+    """Train to trainer.max_steps and return the last validation loss; every rank takes part."""
+    ranks = join(config, pick_device(config.engine.device))
+    store = ranks.decide(lambda: open_store(config.data.path))
+    trainer = Trainer(config, job.directory, store, ranks)
+    if ranks.is_first:
+        job.begin()
+        write_run_facts(config, job, store, ranks.device, trainer.num_parameters)
     loss = trainer.train()
+    if not ranks.is_first:
+        return loss
     rows = metrics.read(job.directory / "metrics.jsonl")
     logger.info(metrics.summary(rows))
     picture = draw_overview(job.directory, rows)

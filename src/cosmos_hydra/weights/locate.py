@@ -7,6 +7,7 @@ from cosmos_hydra import runs
 from cosmos_hydra.engines.torch import checkpoint
 from cosmos_hydra.engines.torch.checkpoint import Checkpoint
 from cosmos_hydra.errors import ConfigError
+from cosmos_hydra.files import sha256_of_json
 from cosmos_hydra.weights import diffusers
 from cosmos_hydra.weights.torch_metadata import is_distributed, read_metadata
 
@@ -17,6 +18,15 @@ class Located:
 
     transformer: Path
     checkpoint: Checkpoint | None
+
+    @property
+    def digest(self) -> str:
+        """Return a hash of the weights' files."""
+        if self.checkpoint is None:
+            return diffusers.weights_hash(self.transformer)
+        # not of .metadata, which holds the place and a random name
+        hashes = self.checkpoint.manifest["files"].items()
+        return sha256_of_json({name: h for name, h in hashes if name.endswith(".distcp")})
 
     def __str__(self) -> str:
         if self.checkpoint is None:

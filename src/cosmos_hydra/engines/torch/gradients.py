@@ -51,13 +51,15 @@ def clip(module: nn.Module, limit: float | None, ranks: Ranks) -> float:
 
     The same value on every rank, since each adds up the same sums.
     """
+    if ranks.mesh is None:
+        bound = limit or float("inf")
+        return float(nn.utils.clip_grad_norm_(module.parameters(), bound).item())
     squares = torch.zeros(2, dtype=torch.float32, device=ranks.device)
     gradients = [(p, _local(p.grad)) for p in module.parameters() if p.grad is not None]
     for parameter, gradient in gradients:
         squares[int(is_split_over_tp(parameter))] += gradient.float().square().sum()
-    if ranks.mesh is not None:
-        dist.all_reduce(squares, group=ranks.mesh["dp_shard_cp"].get_group())
-        dist.all_reduce(squares[1:], group=ranks.mesh["tp"].get_group())
+    dist.all_reduce(squares, group=ranks.mesh["dp_shard_cp"].get_group())
+    dist.all_reduce(squares[1:], group=ranks.mesh["tp"].get_group())
     norm = squares.sum().sqrt()
     if limit is not None:
         scale = (limit / (norm + 1e-6)).clamp(max=1.0)

@@ -120,7 +120,8 @@ def estimate_generation(config: Config, device_type: str, precision: Precision) 
     sampling = _forward_bytes(config, precision, _sampling_batch(config), forward)
     return _memory(
         device_type,
-        weights=element * parameter_count(config.model) + _decoder_weight_bytes(config, device_type),
+        weights=element * parameter_count(config.model)
+        + _decoder_weight_bytes(config, device_type),
         activations=max(sampling, _decoding_bytes(config, device_type)),
     )
 

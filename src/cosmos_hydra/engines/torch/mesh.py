@@ -6,16 +6,20 @@ ranks are neighbours.
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cached_property
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from cosmos_hydra.config import Config, ParallelConfig
-from cosmos_hydra.errors import ConfigError
+from cosmos_hydra.errors import ConfigError, CosmosError
 
+T = TypeVar("T")
 AXES = ("dp_replicate", "dp_shard", "cp", "tp")
 
 
@@ -101,6 +105,48 @@ class Ranks:
     degrees: Degrees
     device: torch.device
     mesh: DeviceMesh | None
+    # all ranks, over gloo, for the thread that writes checkpoints
+    cpu_group: dist.ProcessGroup | None
+
+    def wait(self) -> None:
+        """Block until every rank is here."""
+        if self.cpu_group is not None:
+            dist.barrier(self.cpu_group)
+
+    def any(self, flag: bool) -> bool:
+        """Return whether the flag is set on any rank; called by every rank."""
+        if self.mesh is None:
+            return flag
+        count = torch.tensor(int(flag), device=self.device)
+        dist.all_reduce(count)
+        return bool(count.item())
+
+    def sum_over_dp(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the sum over the ranks that work on different samples, on the CPU."""
+        if self.mesh is None:
+            return values
+        total = values.to(self.device)
+        dist.all_reduce(total, group=self.mesh["dp"].get_group())
+        return total.cpu()
+
+    def decide(self, action: Callable[[], T]) -> T:
+        """Return what `action` returns on rank 0, the only one that runs it.
+
+        Raises: on every rank the CosmosError that it raises there.
+        """
+        if self.mesh is None:
+            return action()
+        found: list[Any] = [None, None]
+        if self.is_first:
+            try:
+                found[0] = action()
+            except CosmosError as error:
+                found[1] = error
+        dist.broadcast_object_list(found, group=self.cpu_group)
+        result, error = found
+        if error is not None:
+            raise error
+        return cast(T, result)
 
     @property
     def is_first(self) -> bool:
@@ -133,11 +179,13 @@ def join(config: Config, device: torch.device) -> Ranks:
     if problems:
         raise ConfigError(*problems)
     if world_size() == 1:
-        return Ranks(0, degrees, device, None)
+        return Ranks(0, degrees, device, None, None)
     if not dist.is_initialized():
         # gloo beside NCCL carries checkpoints and flags while the GPU computes
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend)
+        dist.init_process_group(backend, timeout=timedelta(hours=1))
     sizes = tuple(getattr(degrees, axis) for axis in AXES)
     mesh = init_device_mesh(device.type, sizes, mesh_dim_names=AXES)
-    return Ranks(dist.get_rank(), degrees, device, mesh)
+    mesh["dp_replicate", "dp_shard"]._flatten("dp")
+    mesh["dp_shard", "cp"]._flatten("dp_shard_cp")
+    return Ranks(dist.get_rank(), degrees, device, mesh, dist.new_group(backend="gloo"))

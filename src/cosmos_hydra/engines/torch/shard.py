@@ -8,7 +8,6 @@ global number of samples, so nothing is averaged.
 from typing import Any
 
 import torch
-from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import Replicate, Shard
@@ -88,10 +87,13 @@ def _share(transformer: Any, mesh: DeviceMesh, is_sequence_parallel: bool) -> No
 
 
 def _fully_shard(transformer: Any, mesh: DeviceMesh, precision: Precision) -> None:
-    shards = mesh["dp_shard", "cp"]._flatten("dp_shard_cp")
-    axes = mesh["dp_replicate", "dp_shard_cp"] if mesh["dp_replicate"].size() > 1 else shards
+    is_copied = mesh["dp_replicate"].size() > 1
+    axes = mesh["dp_replicate", "dp_shard_cp"] if is_copied else mesh["dp_shard_cp"]
     compute = torch.bfloat16 if precision is Precision.bf16 else torch.float32
-    policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32)
+    # inputs stay as they are: noise levels need float32, autocast casts the rest
+    policy = MixedPrecisionPolicy(
+        param_dtype=compute, reduce_dtype=torch.float32, cast_forward_inputs=False
+    )
     # position tables are summed over three axes and normalised in float32
     fully_shard(transformer.learnable_pos_embed, mesh=axes, mp_policy=MixedPrecisionPolicy())
     for block in transformer.transformer_blocks:

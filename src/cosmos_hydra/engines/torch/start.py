@@ -16,11 +16,13 @@ from cosmos_hydra.changes import difference, flat
 from cosmos_hydra.config import Config, ResumeMode
 from cosmos_hydra.data.clips import TRAIN, latent_shape
 from cosmos_hydra.data.store import SampleStore
-from cosmos_hydra.engines.torch import checkpoint
+from cosmos_hydra.engines.torch import checkpoint, state
 from cosmos_hydra.engines.torch.checkpoint import Checkpoint
+from cosmos_hydra.engines.torch.mesh import Ranks
 from cosmos_hydra.errors import ConfigError, CosmosError
-from cosmos_hydra.models.transformer import initialise
+from cosmos_hydra.models.transformer import initial
 from cosmos_hydra.weights import diffusers
+from cosmos_hydra.weights.load import load_weights
 from cosmos_hydra.weights.locate import Located, locate
 
 # a resumed run must not differ in these; samples and given weights are compared by content
@@ -114,17 +116,26 @@ def plan_start(config: Config, run: Path, store: SampleStore) -> Start:
 
 
 def fill(
-    start: Start, config: Config, transformer: nn.Module, optimizer: torch.optim.Optimizer
+    start: Start,
+    config: Config,
+    transformer: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    ranks: Ranks,
 ) -> int:
-    """Fill weights and optimizer state in place and return the step they stand at."""
+    """Fill weights and optimizer state, or this rank's parts of them; return the step they are of.
+
+    Raises: StageError when they do not fit the model.
+    """
+    state.make_moments(transformer, optimizer)
     if start.checkpoint is not None:
-        checkpoint.restore(start.checkpoint, transformer, optimizer)
+        table = state.table_of(transformer, optimizer)
+        state.read_into(table, start.checkpoint.state, ranks.cpu_group)
         return start.checkpoint.step
     if start.weights is not None:
-        digest = diffusers.load_transformer(transformer, start.weights.transformer)
-        logger.info(f"starting from {start.weights} (sha256 {digest[:12]})")
+        load_weights(transformer, start.weights, ranks.cpu_group)
+        logger.info(f"starting from {start.weights} (sha256 {start.weights.digest[:12]})")
     else:
-        initialise(transformer, config.seed)
+        state.fill_shards(transformer, lambda name, shape: initial(name, shape, config.seed))
         logger.info("starting from random weights")
     return 0
 
@@ -164,5 +175,4 @@ def _names_other_weights(before: dict[str, Any], now: dict[str, Any]) -> bool:
         began_with = locate(old[1], old[0])
     except CosmosError:
         return False  # no longer there: moved
-    hashes = {diffusers.weights_hash(w.transformer) for w in (began_with, locate(new[1], new[0]))}
-    return len(hashes) > 1
+    return began_with.digest != locate(new[1], new[0]).digest

@@ -81,9 +81,14 @@ def fill_shards(module: nn.Module, whole: Callable[[str, torch.Size], WholeTenso
     parameter is in memory at a time, and of a file only this rank's part.
     """
     for name, parameter in module.named_parameters():
-        source = whole(name, parameter.shape)
-        part = parameter.to_local() if isinstance(parameter, DTensor) else parameter
-        part.detach().copy_(source[slices_of(parameter)])
+        fill_part(parameter, whole(name, parameter.shape))
+
+
+@torch.no_grad()
+def fill_part(parameter: nn.Parameter, source: WholeTensor) -> None:
+    """Fill a parameter, or this rank's part of it, from what can be sliced like the whole."""
+    part = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+    part.copy_(source[slices_of(parameter)])
 
 
 def slices_of(parameter: torch.Tensor) -> tuple[slice, ...]:
