@@ -63,13 +63,18 @@ class FileFormatter(logging.Formatter):
 
 
 @contextmanager
-def logging_to(file: Path | None, verbose: bool | str | list[str]) -> Iterator[None]:
+def logging_to(
+    file: Path | None, verbose: bool | str | list[str], is_speaking: bool = True
+) -> Iterator[None]:
     """Show messages on the console and append them to a file; an unexpected error goes there too.
 
-    `verbose` as hydra.verbose: true = debug messages of everything, or names of loggers.
+    `verbose` as hydra.verbose: true = debug messages of everything, or names of loggers. A rank
+    that does not speak shows errors alone.
     """
     root = logging.getLogger()
-    handlers: list[logging.Handler] = [ConsoleHandler()]
+    console = ConsoleHandler()
+    console.setLevel(logging.NOTSET if is_speaking else logging.ERROR)
+    handlers: list[logging.Handler] = [console]
     if file is not None:
         handlers.append(LogFile(file))
         handlers[-1].setFormatter(FileFormatter())

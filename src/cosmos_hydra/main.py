@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cosmos_hydra import config as schema
-from cosmos_hydra import files, guard
+from cosmos_hydra import files, guard, place
 from cosmos_hydra.changes import flat
 from cosmos_hydra.checks import check, settle
 from cosmos_hydra.claim import claim
@@ -54,7 +54,9 @@ def run_stages(config: schema.Config, job: Job) -> object:
     Raises: ConfigError before anything is built; StageError when data or machine do not fit.
     """
     result: object = None
-    for stage in config.stages:
+    # the other ranks of a job help rank 0 to train
+    stages = [s for s in config.stages if place.is_first() or s is schema.Stage.post_train]
+    for stage in stages:
         module, _, function = STAGES[stage].partition(":")
         if len(config.stages) > 1:
             logger.info(f"== {stage.name} ==")
@@ -83,7 +85,8 @@ def task(composed: DictConfig) -> object:
         # SystemExit passes through Hydra without its own report
         raise SystemExit(report(error)) from None
     finally:
-        _discard_if_unused(job.directory)
+        if place.is_first():
+            _discard_if_unused(job.directory)
 
 
 def _run(job: Job, hydra_config: Any) -> object:
@@ -95,8 +98,9 @@ def _run(job: Job, hydra_config: Any) -> object:
         raise ConfigError(*problems)
     with ExitStack() as stack:
         here = job.directory
-        log = None if config.stage in LOOKING else here / "run.log"
-        stack.enter_context(logging_to(log, hydra_config.verbose))
+        is_writing = config.stage not in LOOKING and place.is_first()
+        log = here / "run.log" if is_writing else None
+        stack.enter_context(logging_to(log, hydra_config.verbose, place.is_first()))
         if log is not None:
             stack.enter_context(claim(here / files.LOCK, str(here)))
             files.remove_leftovers(here, here / ".hydra", here / "previews")
@@ -160,10 +164,13 @@ def report(error: CosmosError) -> int:
     """Print an error the user can act on, one line a problem, and return its exit code."""
     if isinstance(error, Preempted):
         ignore_all()
+    # what every rank finds, one says
+    is_said = error.is_everywhere and not place.is_first()
+    name = "cosmos-hydra" if place.is_first() else f"cosmos-hydra: rank {place.rank()}"
     # the exit code matters more, and the terminal may be gone
     with suppress(OSError):
-        for line in str(error).splitlines():
-            sys.stderr.write(f"cosmos-hydra: {line}\n")
+        for line in [] if is_said else str(error).splitlines():
+            sys.stderr.write(f"{name}: {line}\n")
     return error.exit_code
 
 

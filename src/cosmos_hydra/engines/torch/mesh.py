@@ -5,7 +5,6 @@ the tokens of a sample, tp (tensor parallel) the heads and the MLP; tp is innerm
 ranks are neighbours.
 """
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,6 +16,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from cosmos_hydra.config import Config, ParallelConfig
+from cosmos_hydra.place import local_rank, world_size
 from cosmos_hydra.errors import ConfigError, CosmosError
 
 T = TypeVar("T")
@@ -143,9 +143,10 @@ class Ranks:
             except CosmosError as error:
                 found[1] = error
         dist.broadcast_object_list(found, group=self.cpu_group)
-        result, error = found
-        if error is not None:
-            raise error
+        result, failure = found
+        if failure is not None:
+            failure.is_everywhere = True
+            raise failure
         return cast(T, result)
 
     @property
@@ -164,11 +165,6 @@ class Ranks:
         return int(self.mesh.get_local_rank(axis))
 
 
-def world_size() -> int:
-    """Return the number of ranks that torchrun or srun started, 1 without them."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
 def join(config: Config, device: torch.device) -> Ranks:
     """Return this process's place; called by every rank, and waits for all of them.
 
@@ -180,6 +176,9 @@ def join(config: Config, device: torch.device) -> Ranks:
         raise ConfigError(*problems)
     if world_size() == 1:
         return Ranks(0, degrees, device, None, None)
+    if device.type == "cuda":
+        device = torch.device("cuda", local_rank())
+        torch.cuda.set_device(device)
     if not dist.is_initialized():
         # gloo beside NCCL carries checkpoints and flags while the GPU computes
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
