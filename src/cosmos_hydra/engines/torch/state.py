@@ -5,7 +5,9 @@ ranks of another mesh, or one process alone, read what they need. Keys: `weight.
 `exp_avg.NAME`, `exp_avg_sq.NAME`, `step.NAME` of AdamW.
 """
 
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -14,6 +16,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
@@ -32,6 +35,9 @@ class WholeTensor(Protocol):
 
 def table_of(module: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> Table:
     """Return the live tensors of a model and its optimizer by key; nothing is copied."""
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()  # after an evaluation the root's parameters are still gathered
     table = {}
     for name, parameter in module.named_parameters():
         table[f"{WEIGHT}.{name}"] = parameter.detach()
@@ -48,7 +54,8 @@ def copy_to_cpu(table: Table) -> Table:
 def write(table: Table, folder: Path, group: dist.ProcessGroup | None) -> None:
     """Write a table; called by every rank of `group`, a gloo group, or by one process alone."""
     writer = FileSystemWriter(folder, single_file_per_rank=True, sync_files=True, thread_count=1)
-    dcp.save(table, storage_writer=writer, process_group=group, no_dist=group is None)
+    with _quiet():
+        dcp.save(table, storage_writer=writer, process_group=group, no_dist=group is None)
 
 
 def read_into(table: Table, folder: Path, group: dist.ProcessGroup | None) -> None:
@@ -58,7 +65,16 @@ def read_into(table: Table, folder: Path, group: dist.ProcessGroup | None) -> No
     """
     read_metadata(folder)  # refuses what torch's reader would run
     reader = FileSystemReader(folder)
-    dcp.load(table, storage_reader=reader, process_group=group, no_dist=group is None)
+    with _quiet():
+        dcp.load(table, storage_reader=reader, process_group=group, no_dist=group is None)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide the warning that one process alone does what it was asked to do."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
 
 
 def make_moments(module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
