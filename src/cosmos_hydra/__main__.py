@@ -1,15 +1,16 @@
 """The console script `cosmos-hydra` and `python -m cosmos_hydra`."""
 
-from cosmos_hydra.signals import ignore_all, stop_at_once
+from cosmos_hydra.signals import ending_in_one_line, ignore_all, stop_at_once
 
 
 def run() -> None:
     """Heed signals, then import the rest, which takes a while."""
     stop_at_once()
-    from cosmos_hydra.main import main
-
     try:
-        main()
+        with ending_in_one_line():
+            from cosmos_hydra.main import main
+
+            main()
     finally:
         ignore_all()
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 
 class Choice(Enum):
@@ -416,12 +417,15 @@ def _plain(value: Any) -> Any:
 
 
 def from_dict(values: dict[str, Any]) -> Config:
-    """Return the config that `to_dict` wrote, checked against the schema.
+    """Return the config that `to_dict` wrote, checked against the schema; `${` in it is text.
 
-    Raises: omegaconf errors when keys or types do not fit. Interpolations stay text.
+    Raises: ValueError naming a key that does not fit.
     """
     schema = OmegaConf.structured(Config)
-    return load(OmegaConf.merge(schema, _escaped(values)))
+    try:
+        return load(OmegaConf.merge(schema, _escaped(values)))
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{error.full_key or 'config'}: {str(error).splitlines()[0]}") from error
 
 
 def _escaped(value: Any) -> Any:

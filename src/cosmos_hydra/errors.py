@@ -37,17 +37,19 @@ class Preempted(CosmosError):
 
 
 # what a disk answers when it does not take a file, and what to do about it
+ELSEWHERE = "or set paths.runs, paths.samples or generate.out to another folder"
+GOES_ON = "the same command goes on from here"
 STORAGE = {
-    errno.ENOSPC: "free some space",
-    errno.EDQUOT: "free some of your quota",
-    errno.EFBIG: "allow larger files (ulimit -f)",
-    errno.EROFS: "set paths.runs, paths.samples or generate.out to a folder you can write to",
-    errno.EACCES: "change its permissions, or choose another folder",
-    errno.EPERM: "change its permissions, or choose another folder",
-    errno.ENOTDIR: "a file is where a folder should be: remove it, or choose another folder",
-    errno.EEXIST: "a file is where a folder should be: remove it, or choose another folder",
-    errno.EIO: "look at the disk",
-    errno.ESTALE: "look at the disk",
+    errno.ENOSPC: f"free some space, {GOES_ON}",
+    errno.EDQUOT: f"free some of your quota, {GOES_ON}",
+    errno.EFBIG: f"allow larger files (ulimit -f), {GOES_ON}",
+    errno.EROFS: f"make it writable, {ELSEWHERE}",
+    errno.EACCES: f"change its permissions, {ELSEWHERE}",
+    errno.EPERM: f"change its permissions, {ELSEWHERE}",
+    errno.ENOTDIR: f"remove the file that is in the way, {ELSEWHERE}",
+    errno.EEXIST: f"remove the file that is in the way, {ELSEWHERE}",
+    errno.EIO: f"look at the disk, {GOES_ON}",
+    errno.ESTALE: f"look at the disk, {GOES_ON}",
 }
 
 
@@ -56,9 +58,8 @@ def storage_error(error: OSError) -> StageError | None:
     if error.errno not in STORAGE:
         return None
     where = f"{error.filename}: " if error.filename else ""
-    reason = (error.strerror or "input/output error").lower()
-    advice = STORAGE[error.errno]
-    return StageError(f"{where}{reason}; {advice}, the same command goes on from here")
+    reason = (error.strerror or os.strerror(error.errno)).lower()
+    return StageError(f"{where}{reason}; {STORAGE[error.errno]}")
 
 
 def storage_errno(error: BaseException) -> int | None:

@@ -14,13 +14,15 @@ from typing import Any, NoReturn
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import ConfigRepository
 from hydra.core.config_search_path import ConfigSearchPath
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers import oc
 
 from cosmos_hydra.changes import flat
 from cosmos_hydra.errors import ConfigError
 from cosmos_hydra.reading import shown
-from cosmos_hydra.redaction import KNOWN, leaks, secrets
+from cosmos_hydra.redaction import is_secret, leaks
 
 # what Hydra may instantiate
 ALLOWED = {
@@ -28,6 +30,10 @@ ALLOWED = {
     "hydra.sweeper._target_": "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
 }
 CALLING = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
+# interpolations as usually written; however written, the resolvers refuse them
+FROM_TEXT = re.compile(r"(?<!\\)\$\{\s*(oc\.create|oc\.decode)\s*:")
+LOOKED_UP = re.compile(r"(?<!\\)\$\{\s*oc\.env\s*:\s*[\"']?(\w+)")
+LOGGING = ("job_logging", "hydra_logging")
 LEVELS = ("NOTSET", "DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 # variables that make nothing load code, write files or talk to another host
 SETTABLE = re.compile(
@@ -45,7 +51,8 @@ def install() -> None:
     _surround(ConfigRepository, "initialize_sources", _check_folders)
     _surround(ConfigLoaderImpl, "load_configuration", _check_composed)
     # of --experimental-rerun, which unpickles a file
-    importlib.import_module("hydra.main")._get_rerun_conf = _refuse_rerun
+    entry: Any = importlib.import_module("hydra.main")
+    entry._get_rerun_conf = _refuse_rerun
     OmegaConf.register_new_resolver("oc.env", _environment, replace=True)
     # what they make out of text comes into being after it could be examined
     for name in ("oc.create", "oc.decode"):
@@ -78,7 +85,13 @@ def _check_folders(initialize: Callable[[], None], places: ConfigSearchPath) -> 
 
 
 def _check_composed(compose: Callable[[], DictConfig], *_: object) -> DictConfig:
-    composed = compose()
+    try:
+        composed = compose()
+    except (HydraException, OmegaConfBaseException):
+        raise
+    except (AttributeError, KeyError, TypeError) as error:  # Hydra's own, for odd values
+        reason = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"Hydra cannot compose this: {' '.join(reason.split())}") from error
     problems = examine(composed)
     if problems:
         raise ConfigError(*problems)
@@ -89,9 +102,18 @@ def examine(composed: DictConfig) -> list[str]:
     """Return a line for everything in a composed config that could call code or is a secret."""
     values = OmegaConf.to_container(composed, resolve=False)
     assert isinstance(values, dict)
-    hydra = values.get("hydra")
-    problems = [*_calls(values, ""), *_hydra(hydra if isinstance(hydra, dict) else {})]
-    return problems or leaks(f"{key}={value}" for key, value in flat(values).items())
+    hydra = _section(values, "hydra")
+    job = _section(hydra, "job")
+    # what was typed, which stands in its own place too, and where
+    for section, name in ((hydra, "overrides"), (job, "override_dirname"), (hydra, "runtime")):
+        section.pop(name, None)
+    problems = list(_calls(values, "")) or list(_no_sections(hydra))
+    return problems or [*_acting(hydra), *_secrets(values)]
+
+
+def _section(values: dict[str, Any], name: str) -> dict[str, Any]:
+    section = values.get(name)
+    return section if isinstance(section, dict) else {}
 
 
 def _calls(value: Any, key: str) -> Iterator[str]:
@@ -105,20 +127,27 @@ def _calls(value: Any, key: str) -> Iterator[str]:
                 yield f"{shown(inner)} is refused: nothing in a config is called; leave it out"
             else:
                 yield from _calls(part, inner)
+    if isinstance(value, str):
+        for name in FROM_TEXT.findall(value):
+            yield f"{shown(key)} is refused: {_made_from_text(name)}"
 
 
-def _hydra(values: dict[str, Any]) -> Iterator[str]:
-    for name in ("launcher", "sweeper", "job", "job_logging", "hydra_logging"):
-        # anything else would become a section only when Hydra looks it up
-        if not isinstance(values.get(name), dict):
+def _no_sections(hydra: dict[str, Any]) -> Iterator[str]:
+    """Name what would become a section only when Hydra looks it up."""
+    acting = {name: hydra.get(name) for name in ("launcher", "sweeper", "job", *LOGGING)}
+    acting["job.env_set"] = _section(hydra, "job").get("env_set")
+    for name, section in acting.items():
+        if not isinstance(section, dict):
             yield f"hydra.{name} is refused: it is no section; leave it out"
-            return
-    if values.get("callbacks"):
+
+
+def _acting(hydra: dict[str, Any]) -> Iterator[str]:
+    if hydra.get("callbacks"):
         yield "hydra.callbacks is refused: callbacks would run code; leave it out"
-    for name in ("job_logging", "hydra_logging"):
-        if not _is_quiet(values[name]):
+    for name in LOGGING:
+        if not _is_quiet(hydra[name]):
             yield f"hydra.{name} is refused: logging configs can call code; set hydra.verbose=true"
-    for variable in values["job"].get("env_set") or {}:
+    for variable in hydra["job"]["env_set"]:
         if not SETTABLE.fullmatch(str(variable)):
             yield (
                 f"hydra.job.env_set.{shown(variable)} is refused: it could load code or redirect "
@@ -139,14 +168,29 @@ def _is_quiet(logging: dict[str, Any]) -> bool:
     )
 
 
+def _secrets(values: dict[str, Any]) -> Iterator[str]:
+    settings = [f"{key}={value}" for key, value in flat(values).items()]
+    yield from leaks(settings)
+    for setting in settings:
+        for name in filter(is_secret, LOOKED_UP.findall(setting)):
+            yield (
+                f"{shown(setting.partition('=')[0])} looks up {name}, a secret, which would be "
+                f"stored with the run; leave it out"
+            )
+
+
 def _environment(name: str, *default: Any) -> str | None:
-    if name in KNOWN or name in secrets().values():
-        raise ConfigError(f"{name} is a secret, which a config must not hold; leave it out")
+    if is_secret(name):
+        raise ConfigError(f"{name} is a secret, which would be stored with the run; leave it out")
     return oc.env(name, *default)
 
 
 def _refuse(name: str, *_: object) -> NoReturn:
-    raise ConfigError(f"{name} is refused: it makes config out of text; write the value itself")
+    raise ConfigError(_made_from_text(name))
+
+
+def _made_from_text(name: str) -> str:
+    return f"{name} makes config out of text; write the value itself"
 
 
 def _refuse_rerun(*_: object) -> NoReturn:

@@ -31,7 +31,7 @@ class Job:
         """Return the command line of this job with some keys set otherwise."""
         typed = [unquoted(item) for item in self.overrides]
         kept = [item for item in typed if item.partition("=")[0] not in changes]
-        return shlex.join(["cosmos-hydra", *(f"{k}={v}" for k, v in changes.items()), *kept])
+        return command_line(*(f"{k}={v}" for k, v in changes.items()), *kept)
 
     def begin(self) -> None:
         """Write .hydra/: the config as composed, what was typed, and the option of each group.
@@ -49,3 +49,8 @@ class Job:
         for name, content in contents.items():
             file = self.directory / ".hydra" / name
             files.write_bytes(file, OmegaConf.to_yaml(content).encode())
+
+
+def command_line(*overrides: str) -> str:
+    """Return what to type into a shell."""
+    return shlex.join(["cosmos-hydra", *overrides])

@@ -32,7 +32,8 @@ class ConsoleHandler(logging.Handler):
         if record.exc_info:
             text += "\n" + logging.Formatter().formatException(record.exc_info)
         try:
-            tqdm.write(text, file=sys.stdout)
+            encoding = sys.stdout.encoding or "utf-8"
+            tqdm.write(text.encode(encoding, "backslashreplace").decode(encoding), file=sys.stdout)
             sys.stdout.flush()
         except OSError as error:
             # the reader of a pipe has gone, or the disk under a redirected output is full
@@ -76,7 +77,7 @@ def logging_to(
     console.setLevel(logging.NOTSET if is_speaking else logging.ERROR)
     handlers: list[logging.Handler] = [console]
     if file is not None:
-        handlers.append(LogFile(file))
+        handlers.append(LogFile(file, encoding="utf-8", delay=True))
         handlers[-1].setFormatter(FileFormatter())
     before = root.level
     root.setLevel(logging.DEBUG if verbose is True else logging.INFO)

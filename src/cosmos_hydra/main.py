@@ -22,6 +22,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from cosmos_hydra import config as schema
 from cosmos_hydra import files, guard, place
@@ -34,7 +35,7 @@ from cosmos_hydra.logs import logging_to
 from cosmos_hydra.overrides import conf_folder, explain, quote_free_text, refuse_null_groups
 from cosmos_hydra.redaction import leaks, redact, redacted_output
 from cosmos_hydra.runs import run_directory
-from cosmos_hydra.signals import Stopped, ignore_all
+from cosmos_hydra.signals import ending_in_one_line, ignore_all
 
 STAGES = {
     schema.Stage.preprocess: "cosmos_hydra.stages.preprocess:run",
@@ -44,7 +45,6 @@ STAGES = {
     schema.Stage.doctor: "cosmos_hydra.stages.doctor:run",
 }
 LOOKING = (schema.Stage.report, schema.Stage.doctor)  # these make no run of their own
-INTERRUPTED = 130
 logger = logging.getLogger(__name__)
 
 
@@ -194,7 +194,7 @@ def main() -> None:
     guard.install()
     OmegaConf.register_new_resolver("run_directory", run_directory, replace=True)
     entry = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")
-    with redacted_output():
+    with redacted_output(), ending_in_one_line():
         _run_hydra(entry(task), arguments)
 
 
@@ -203,7 +203,7 @@ def _run_hydra(run: Callable[[], Any], arguments: list[str]) -> None:
         _refuse(arguments)
         with _hydra_raises(True):
             run()
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
         sys.exit(report(explain(error, arguments)))
     except CosmosError as error:
         sys.exit(report(error))
@@ -212,13 +212,6 @@ def _run_hydra(run: Callable[[], Any], arguments: list[str]) -> None:
         if problem is None:
             raise
         sys.exit(report(problem))
-    except KeyboardInterrupt:
-        ignore_all()
-        sys.stderr.write("cosmos-hydra: interrupted; the same command goes on from here\n")
-        sys.exit(INTERRUPTED)
-    except Stopped as stopped:
-        ignore_all()
-        sys.exit(report(Preempted(f"stopped by {stopped}; the same command goes on from here")))
 
 
 def _refuse(arguments: list[str]) -> None:

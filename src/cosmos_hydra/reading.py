@@ -17,9 +17,10 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 MAX_JSON_BYTES = 256 << 20
-# a list of empty lists takes twenty times its text; this bounds it to half a gigabyte
-MAX_JSON_VALUES = 5_000_000
+# many small values take twenty times their text; this bounds them to a gigabyte
+MAX_JSON_VALUES = 8_000_000
 MAX_HEADER_BYTES = 4 << 20  # thirty thousand tensors; the largest model here has a thousand
+MAX_NAME = 255
 SEAL = "sha256"
 UNSEALED = "0" * 64
 
@@ -111,6 +112,7 @@ def _parts(name: str) -> tuple[str, ...]:
     """Return the parts of a relative path written the plain way, or nothing."""
     path = PurePosixPath(name)
     is_plain = name == path.as_posix() and name.isprintable() and "\\" not in name
+    is_plain = is_plain and len(name) <= MAX_NAME
     return () if not is_plain or path.is_absolute() or ".." in path.parts else path.parts
 
 

@@ -47,6 +47,11 @@ def secrets() -> dict[str, str]:
     return found
 
 
+def is_secret(name: str) -> bool:
+    """Return whether a variable of the environment is to stay there, by its name or its value."""
+    return name in KNOWN or name in secrets().values()
+
+
 def _password(url: str) -> str:
     try:
         return urlsplit(url).password or ""

@@ -1,5 +1,6 @@
 """Run directories and what lies in them; found by looking, never by a pointer."""
 
+import os
 from pathlib import Path
 
 MANIFEST = "manifest.json"
@@ -23,7 +24,8 @@ def run_directory(
     if stage_name == "report" and checkpoint:
         given = Path(checkpoint).expanduser()
         return str(run_of(given) or given)
-    directory = Path(runs).expanduser() / name
+    # without `..`: Hydra makes the folder before a name that leaves the runs is refused
+    directory = Path(os.path.normpath(Path(runs).expanduser() / name))
     if mode_name == "fresh" and stage_name in ("post_train", "pipeline"):
         number = 2
         fresh = directory

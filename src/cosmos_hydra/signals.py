@@ -6,18 +6,21 @@ instead and stops at its next safe point. Imports nothing slow: it is in force f
 
 import math
 import signal
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import NoReturn
 
 PREEMPTING = (signal.SIGTERM, signal.SIGUSR2)
 STOPPING = (signal.SIGINT, *PREEMPTING)
 BURST_S = 1.0  # schedulers send several at once
+INTERRUPTED, PREEMPTED = 130, 75  # exit codes
 
 
 class Stopped(BaseException):
-    """A preempting signal came where the program can end at once; caught by `main` alone.
+    """A preempting signal came where the program can end at once.
 
     Like KeyboardInterrupt no Exception, so that no library takes it for a failure of its own.
     """
@@ -29,8 +32,8 @@ def stop_at_once() -> None:
 
     def handle(number: int, frame: FrameType | None) -> None:
         nonlocal last_s
-        before_s, last_s = last_s, time.monotonic()
-        if last_s - before_s > BURST_S:
+        if time.monotonic() - last_s > BURST_S:
+            last_s = time.monotonic()
             raise Stopped(signal.Signals(number).name)
 
     for number in PREEMPTING:
@@ -41,6 +44,24 @@ def ignore_all() -> None:
     """Let nothing interrupt what is left to do: the exit code is decided."""
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def ending_in_one_line() -> Iterator[None]:
+    """End the program when Ctrl-C or Stopped arrive here: a line on stderr, exit code 130 or 75."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        _end("interrupted", INTERRUPTED)
+    except Stopped as stopped:
+        _end(f"stopped by {stopped}", PREEMPTED)
+
+
+def _end(reason: str, code: int) -> NoReturn:
+    ignore_all()
+    with suppress(OSError):  # the terminal may be gone
+        sys.stderr.write(f"cosmos-hydra: {reason}; the same command goes on from here\n")
+    sys.exit(code)
 
 
 class StopAsked(Exception):

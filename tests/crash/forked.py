@@ -1,27 +1,30 @@
 """Run the command line in forked children that have all imports behind them, and hurt them.
 
-As a program this is the server: it imports everything, starts no thread, reads one order a line,
+As a program this is a server: it imports everything, starts no thread, reads one order a line,
 forks a child for it and answers with what the child left. As a module it is the tests' client.
 """
 
+import gc
 import importlib
 import itertools
 import json
 import os
 import pkgutil
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 LIMIT_S = 120.0
-PIPE_BYTES = 1 << 20  # outputs are read when the child has ended
 DISK = "disk"
+FILLER = "filler"
 CHANGES = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod")
 IMPORTS = (
     *("decord", "diffusers", "transformers", "matplotlib.backends.backend_agg"),
@@ -31,10 +34,10 @@ IMPORTS = (
 
 @dataclass(frozen=True)
 class Hook:
-    """What befalls the child right before a function is called for the n-th time.
+    """What befalls a child when it is about to call a function for the n-th time.
 
-    `place` is `module:function`, or DISK: any change of files below `below`. With `within`, calls
-    count only while that function runs for the `within_call`-th time.
+    `place` is the function's dotted name, or DISK: whatever Python changes of files below `below`,
+    and every fsync. With `within`, only calls during that function's `within_call`-th run count.
     """
 
     place: str
@@ -42,7 +45,9 @@ class Hook:
     within: str = ""
     within_call: int = 1
     below: str = ""
-    # kill; signal (all of `numbers`); fail (with `errno`); limit (files end at `size_bytes`)
+    # kill; signal (all `numbers` at once); storm (of `numbers`, till the end); fail (with `errno`);
+    # limit (no file grows over `size_bytes`); fill (the disk of `below`, but for `size_bytes`);
+    # mute (stdout goes to a full disk)
     do: str = "kill"
     numbers: Sequence[int] = ()
     errno: int = 0
@@ -59,129 +64,132 @@ class Ended:
     wall_s: float
 
 
-class Forked:
-    """The client: the server is a process of its own, since that of the tests has threads."""
-
-    def __init__(self) -> None:
-        self.server = subprocess.Popen(
-            [sys.executable, __file__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-
-    def run(
-        self,
-        *arguments: str,
-        cwd: Path,
-        hook: Hook | None = None,
-        signals: Sequence[tuple[float, int]] = (),
-    ) -> Ended:
-        """Run `cosmos-hydra` in a child; `signals` are pairs of seconds after the fork and number.
-
-        A child that takes longer than LIMIT_S is killed.
-        """
-        order = {
-            "arguments": arguments,
-            "cwd": str(cwd),
-            "hook": asdict(hook) if hook else None,
-            "signals": signals,
-        }
-        assert self.server.stdin is not None
-        assert self.server.stdout is not None
-        self.server.stdin.write(json.dumps(order) + "\n")
-        self.server.stdin.flush()
-        return Ended(**json.loads(self.server.stdout.readline()))
-
-    def close(self) -> None:
-        """End the server."""
-        self.server.communicate()
+@cache
+def _server() -> subprocess.Popen[str]:
+    # a process of its own, since that of the tests has threads; it ends when its stdin closes
+    return subprocess.Popen(
+        [sys.executable, __file__],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
 
 
-def serve() -> bool:
-    """Fork a child for every order; return true in a child, false when there are no more."""
+def run(*arguments: str, cwd: Path, hooks: Sequence[Hook] = (), kill_s: float = LIMIT_S) -> Ended:
+    """Run `cosmos-hydra` in a child and wait for it; SIGKILL it after `kill_s`.
+
+    It may print as much as a pipe holds.
+    """
+    server = _server()
+    assert server.stdin is not None
+    assert server.stdout is not None
+    order = [arguments, str(cwd), [asdict(hook) for hook in hooks], kill_s]
+    server.stdin.write(json.dumps(order) + "\n")
+    server.stdin.flush()
+    return Ended(*json.loads(server.stdout.readline()))
+
+
+def serve() -> None:
+    """Fork a child for every order on stdin."""
     for line in sys.stdin:
-        order = json.loads(line)
+        arguments, cwd, hooks, kill_s = json.loads(line)
         pipes = [os.pipe(), os.pipe()]
         began_s = time.monotonic()
         pid = os.fork()
         if pid == 0:
-            _become(order, [writing for _, writing in pipes])
-            return True
-        code = _wait(pid, order["signals"], began_s)
+            _begin_again(cwd, [writing for _, writing in pipes])
+            for hook in hooks:
+                install(Hook(**hook))
+            _end(call(arguments))
+        code = _wait(pid, began_s + kill_s)
         wall_s = time.monotonic() - began_s
         texts = []
         for reading, writing in pipes:
             os.close(writing)
             with os.fdopen(reading) as file:
                 texts.append(file.read())
-        sys.stdout.write(json.dumps(asdict(Ended(code, *texts, wall_s))) + "\n")
+        sys.stdout.write(json.dumps([code, *texts, wall_s]) + "\n")
         sys.stdout.flush()
-    return False
 
 
-def _wait(pid: int, signals: Sequence[tuple[float, int]], began_s: float) -> int:
-    due = [*sorted(signals), (LIMIT_S, signal.SIGKILL)]
+def _wait(pid: int, until_s: float) -> int:
     while True:
         found, status = os.waitpid(pid, os.WNOHANG)
         if found:
             return os.waitstatus_to_exitcode(status)
-        if time.monotonic() - began_s >= due[0][0]:
-            os.kill(pid, due.pop(0)[1])
+        if time.monotonic() >= until_s:
+            os.killpg(pid, signal.SIGKILL)
         time.sleep(0.0005)
 
 
-def _become(order: dict[str, Any], outputs: list[int]) -> None:
+def _begin_again(cwd: str, outputs: list[int]) -> None:
+    os.setpgid(0, 0)
     nothing = os.open(os.devnull, os.O_RDONLY)
     for number, descriptor in enumerate([nothing, *outputs]):
         os.dup2(descriptor, number)
-    os.set_inheritable(0, True)
-    os.chdir(order["cwd"])
-    sys.argv = ["cosmos-hydra", *order["arguments"]]
-    if order["hook"]:
-        _install(Hook(**order["hook"]))
+    os.chdir(cwd)
 
 
-def _install(hook: Hook) -> None:
+def call(arguments: Sequence[str]) -> int:
+    """Run the console script and return its exit code, as the interpreter would give it."""
+    from cosmos_hydra.__main__ import run as console_script
+
+    sys.argv = ["cosmos-hydra", *arguments]
+    try:
+        console_script()
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BaseException:  # noqa: BLE001 (what reaches the interpreter)
+        sys.excepthook(*sys.exc_info())
+        return 1
+    return 0
+
+
+def _end(code: int) -> None:
+    # taking down all that was imported would take longer than most runs
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def install(hook: Hook) -> None:
+    """Lie in wait, in this process."""
     calls = itertools.count(1)
     is_counting = not hook.within
 
-    def befall() -> None:
+    def befall(path: str | None = None) -> None:
         if is_counting and next(calls) == hook.call:
-            _act(hook)
+            _act(hook, path)
+
+    def within(real: Callable[..., Any], number: int, *arguments: Any, **named: Any) -> Any:
+        nonlocal is_counting
+        is_counting = number == hook.within_call
+        try:
+            return real(*arguments, **named)
+        finally:
+            is_counting = False
+
+    def called(real: Callable[..., Any], number: int, *arguments: Any, **named: Any) -> Any:
+        befall()
+        return real(*arguments, **named)
+
+    def changed(event: str, arguments: tuple[Any, ...]) -> None:
+        if event in CHANGES and _is_change(event, arguments, hook.below):
+            befall(os.fsdecode(arguments[0]))
 
     if hook.within:
-
-        def during(real: Callable[..., Any], number: int, *arguments: Any, **named: Any) -> Any:
-            nonlocal is_counting
-            is_counting = number == hook.within_call
-            try:
-                return real(*arguments, **named)
-            finally:
-                is_counting = False
-
-        _wrap(hook.within, during)
-
+        _wrap(hook.within, within)
     if hook.place == DISK:
-
-        def changed(event: str, arguments: tuple[Any, ...]) -> None:
-            if event in CHANGES and _is_change(event, arguments, hook.below):
-                befall()
-
         sys.addaudithook(changed)
+        _wrap("os.fsync", called)
     else:
-
-        def called(real: Callable[..., Any], number: int, *arguments: Any, **named: Any) -> Any:
-            befall()
-            return real(*arguments, **named)
-
         _wrap(hook.place, called)
 
 
 def _wrap(place: str, around: Callable[..., Any]) -> None:
-    """Have a function called through `around`, with itself and the number of the call."""
-    owner_name, _, name = place.replace(":", ".").rpartition(".")
+    """Have a function called through `around`, which gets it and the number of the call."""
+    owner_name, _, name = place.rpartition(".")
     owner = pkgutil.resolve_name(owner_name)
     real, numbers = getattr(owner, name), itertools.count(1)
     setattr(owner, name, lambda *a, **named: around(real, next(numbers), *a, **named))
@@ -189,29 +197,50 @@ def _wrap(place: str, around: Callable[..., Any]) -> None:
 
 def _is_change(event: str, arguments: tuple[Any, ...], below: str) -> bool:
     path = arguments[0]
-    if isinstance(path, int) or not os.path.abspath(os.fsdecode(path)).startswith(below):
+    if isinstance(path, int) or not str(Path.cwd() / os.fsdecode(path)).startswith(below):
         return False
-    writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT
-    return event != "open" or bool(arguments[2] & writing)
+    return event != "open" or bool(arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
 
 
-def _act(hook: Hook) -> None:
+def _act(hook: Hook, path: str | None) -> None:
     if hook.do == "kill":
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.killpg(0, signal.SIGKILL)
     elif hook.do == "signal":
-        for number in hook.numbers:
-            signal.raise_signal(number)
+        _send(os.getpid(), hook.numbers)
+    elif hook.do == "storm":
+        pid = os.getpid()
+        if os.fork() == 0:
+            while os.getppid() == pid:
+                _send(pid, hook.numbers)
+                time.sleep(0.001)
+            os._exit(0)
     elif hook.do == "fail":
-        raise OSError(hook.errno, os.strerror(hook.errno))
+        raise OSError(hook.errno, os.strerror(hook.errno), path)
+    elif hook.do == "mute":
+        os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
+    elif hook.do == "fill":
+        fill(Path(hook.below), hook.size_bytes)
     else:
         resource.setrlimit(resource.RLIMIT_FSIZE, (hook.size_bytes, hook.size_bytes))
+
+
+def fill(disk: Path, free_bytes: int) -> None:
+    """Take all but so much of a disk."""
+    taken_bytes = shutil.disk_usage(disk).free - free_bytes
+    (disk / FILLER).write_bytes(bytes(taken_bytes))
+
+
+def _send(pid: int, numbers: Sequence[int]) -> None:
+    # of this process they come together when it no longer blocks them
+    signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    for number in numbers:
+        os.kill(pid, number)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
 
 
 if __name__ == "__main__":
     for module in IMPORTS:
         importlib.import_module(module)
     assert len(list(Path("/proc/self/task").iterdir())) == 1, "a thread would be lost in children"
-    if serve():
-        from cosmos_hydra.__main__ import run
-
-        run()
+    gc.freeze()
+    serve()

@@ -141,6 +141,85 @@ def test_a_missing_file_is_one_error_that_names_it(name: str, root: Path, tmp_pa
         shutil.rmtree(folder)
 
 
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("count", [60, pytest.param(1000, marks=pytest.mark.slow)])
+def test_a_changed_byte_anywhere_in_a_sample_is_found(
+    count: int, name: str, root: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / name
+    shutil.copytree(root / name, folder)
+    shutil.copy(root / "nemo.manifest.json", tmp_path)
+    paths = [next(folder.glob(pattern)) for pattern in FILES[name]]
+    generator = torch.Generator().manual_seed(count)
+    for number in range(count):
+        path = paths[number % len(paths)]
+        whole = path.read_bytes()
+        content = bytearray(whole)
+        place = int(torch.randint(len(whole), (), generator=generator))
+        content[place] ^= 1 + int(torch.randint(255, (), generator=generator))
+        path.write_bytes(content)
+        with pytest.raises(StageError, match=rf"\({path.name} is damaged\)"):
+            open_store(str(folder)).load("0")
+        path.write_bytes(whole)
+    assert open_store(str(folder)).load("0").caption == CAPTION
+
+
+def test_a_sample_without_hashes_is_read(root: Path, tmp_path: Path) -> None:
+    """As other caches are, and those of before."""
+    folder = tmp_path / "ours"
+    shutil.copytree(root / "ours", folder)
+    info = json.loads((folder / "0.info.json").read_text())
+    kept = {key: value for key, value in info.items() if key not in ("sha256", "files")}
+    (folder / "0.info.json").write_text(json.dumps(kept))
+    assert open_store(str(folder)).load("0").fps == 12.0
+
+
+def test_a_sample_that_makes_no_sense_is_one_error(root: Path, tmp_path: Path) -> None:
+    box = {"top": 0, "left": 0, "height": 8, "width": 8}
+    for number, (changes, reason) in enumerate(
+        (
+            ({"fps": 0}, r"fps is 0\.0"),
+            ({"fps": float("nan")}, r"fps is nan"),
+            ({"fps": [1]}, r"info\.json is misshapen: .*"),
+            ({"content": [1]}, r"info\.json is misshapen: .*"),
+            ({"content": box, "height": 1}, r"info\.json is misshapen: integer division.*"),
+            ({"content": {}, "height": 48}, r"info\.json is misshapen: 'top'"),
+            ({"text": None}, r"None is no name of a file below the folder"),
+            ({"files": [1]}, r"info\.json is misshapen: .*"),
+        )
+    ):
+        folder = tmp_path / str(number)
+        shutil.copytree(root / "ours", folder)
+        info = json.loads((folder / "0.info.json").read_text())
+        del info["sha256"]
+        (folder / "0.info.json").write_text(json.dumps(info | changes))
+        with pytest.raises(StageError, match=rf"sample 0 cannot be read \({reason}\); remove"):
+            open_store(str(folder)).load("0")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"samples": None}, "samples is missing or misshapen"),
+        ({"samples": []}, "no sample to train on"),
+        ({"samples": [7]}, "'int' object has no attribute 'get'"),
+        ({"samples": [{"id": "0"}]}, "a sample lacks its video"),
+        ({"tokenizer": "toy"}, "tokenizer is missing or misshapen"),
+        ({"content_hash": None}, "content_hash is missing or misshapen"),
+    ],
+)
+def test_a_manifest_that_makes_no_sense_is_one_error(
+    changes: dict[str, object], reason: str, root: Path, tmp_path: Path
+) -> None:
+    manifest = json.loads((root / "ours" / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest | changes))
+    with pytest.raises(StageError) as caught:
+        open_store(str(tmp_path))
+    assert str(caught.value) == (
+        f"{tmp_path / 'manifest.json'} is damaged ({reason}); preprocess again"
+    )
+
+
 def test_tensor_files_are_never_unpickled_into_objects(root: Path, tmp_path: Path) -> None:
     folder = tmp_path / "nemo"
     shutil.copytree(root / "nemo", folder)

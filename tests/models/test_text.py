@@ -1,14 +1,16 @@
 """Text encoders: the T5 of transformers from a folder, and the hash encoder without weights."""
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_folders import T5_DIM, WORDS, write_tiny_t5
 
 from cosmos_hydra.config import ModelConfig, TextEncoderConfig, TextEncoderKind
-from cosmos_hydra.errors import ConfigError
+from cosmos_hydra.errors import ConfigError, StageError
 from cosmos_hydra.models.text import HashTextEncoder, TextEncoder, load_text_encoder
 
 CPU = torch.device("cpu")
@@ -57,6 +59,76 @@ def test_a_long_caption_is_cut_at_the_token_budget(folder: Path) -> None:
     embedding = load(folder).encode(f"{CAPTION} {CAPTION}")
     assert embedding.mask_T.all()
     assert embedding.embedding_TD.shape == (TOKENS, T5_DIM)
+
+
+def test_token_ids_are_those_of_transformers_for_either_file(
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A tokenizer.json and the sentencepiece model it is made from give the same ids."""
+    from sentencepiece import SentencePieceTrainer
+    from transformers import T5Tokenizer
+
+    for name in ("spiece", "json"):
+        shutil.copytree(folder, tmp_path / name)
+        (tmp_path / name / "tokenizer.json").unlink()
+        (tmp_path / name / "tokenizer_config.json").unlink()
+    sentences = [f"{CAPTION}, {word}. {CAPTION[:number]}" for number, word in enumerate(WORDS * 4)]
+    (tmp_path / "corpus.txt").write_text("\n".join(sentences))
+    SentencePieceTrainer.train(
+        input=str(tmp_path / "corpus.txt"),
+        model_prefix=str(tmp_path / "spiece" / "spiece"),
+        vocab_size=40,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        hard_vocab_limit=False,
+    )
+    capfd.readouterr()  # the trainer is talkative
+    theirs = T5Tokenizer.from_pretrained(tmp_path / "spiece")
+    theirs.save_pretrained(tmp_path / "json")
+    one, other = (load(tmp_path / name) for name in ("spiece", "json"))
+    for caption in ("", CAPTION, "a  robot,\tlifts (5 kg)\n", "Ünïcode “x”", CAPTION * 3):
+        expected = theirs(caption, max_length=TOKENS, truncation=True).input_ids
+        assert one.tokenize(caption) == expected
+        assert other.tokenize(caption) == expected
+
+
+def test_a_tokenizer_of_another_encoder_is_refused(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "t5"
+    shutil.copytree(folder, path)
+    text = (path / "tokenizer.json").read_text()
+    (path / "tokenizer.json").write_text(text.replace('"robot": 4', '"robot": 4000'))
+    with pytest.raises(StageError, match=r"holds the tokenizer of another encoder than .*/t5;"):
+        load(path).encode("a robot")
+
+
+def test_weights_that_are_not_there_are_not_made_up(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "t5"
+    shutil.copytree(folder, path)
+    state = load_file(path / "model.safetensors")
+    del state["encoder.block.1.layer.0.SelfAttention.q.weight"]
+    save_file(state, path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(StageError) as caught:
+        load(path).encode("a robot")
+    assert str(caught.value) == (
+        f"model.text_encoder.path={path} lacks 1 weights of T5EncoderModel, "
+        f"encoder.block.1.layer.0.SelfAttention.q.weight among them; get the folder again"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("vocab_size", "x"), ("num_layers", None), ("layer_norm_epsilon", [1])]
+)
+def test_a_config_that_makes_no_sense_is_one_line(
+    name: str, value: object, folder: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "t5"
+    shutil.copytree(folder, path)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {name: value}))
+    with pytest.raises(StageError, match=rf"/t5: config\.json has no sensible {name}$"):
+        load(path).encode("a robot")
 
 
 def test_the_tokenizer_may_lie_beside_the_encoder_as_diffusers_saves_it(

@@ -19,7 +19,7 @@ from cosmos_hydra.data.video import decode, probe, to_pixels
 from cosmos_hydra.engines.torch.checkpoint import Checkpoint, open_checkpoint
 from cosmos_hydra.models.toy_tokenizer import ToyTokenizer
 from cosmos_hydra.sampling import memorisation
-from cosmos_hydra.sampling.memorisation import write_nearest
+from cosmos_hydra.sampling.memorisation import TrainingClips
 
 CPU = torch.device("cpu")
 
@@ -53,12 +53,11 @@ def distances(store: SampleStore, latent_CFHW: torch.Tensor) -> dict[str, float]
     }
 
 
-def nearest_of(
-    latents: dict[Path, torch.Tensor], checkpoint: Checkpoint
-) -> list[dict[str, object]]:
-    """Return what was written beside each video; None for nothing."""
-    tokenizer = ToyTokenizer.load(checkpoint.tokenizer)
-    write_nearest(latents, checkpoint, tokenizer, CPU)
+def nearest_of(latents: dict[Path, torch.Tensor], checkpoint: Checkpoint) -> list[dict]:
+    """Return what is written beside each video."""
+    clips = TrainingClips(checkpoint, ToyTokenizer.load(checkpoint.tokenizer), CPU)
+    for mp4, latent_CFHW in latents.items():
+        clips.write_nearest(mp4, latent_CFHW)
     return [json.loads(mp4.with_suffix(".nearest.json").read_text()) for mp4 in latents]
 
 
@@ -94,6 +93,7 @@ def test_a_copy_has_distance_zero_and_its_clip_is_shown_beside_it(
         min(distances(store, store.load(sample_id).latent_CFHW.float()).values())
         for sample_id in store.splits[HELD_OUT]
     ]
+    assert copy["held_out_distance"] == near["held_out_distance"] == noise["held_out_distance"]
     assert copy["held_out_distance"] == pytest.approx(np.median(held_out), rel=1e-5)
     # the clip itself, up to the video codec
     video = tmp_path / "copy.nearest.mp4"
@@ -129,6 +129,19 @@ def test_without_held_out_clips_no_usual_distance_is_named(
     latent_CFHW = torch.zeros(store.load("0").latent_CFHW.shape)
     [found] = nearest_of({tmp_path / "a.mp4": latent_CFHW}, checkpoint)
     assert found["held_out_distance"] is None
+
+
+@pytest.mark.parametrize("change", ["other size", "no numbers"])
+def test_a_clip_that_compares_with_none_gets_nothing(
+    checkpoint: Checkpoint, store: SampleStore, tmp_path: Path, change: str
+) -> None:
+    C, F, H, W = store.load("0").latent_CFHW.shape
+    latent_CFHW = torch.zeros(C, F, H, W + (change == "other size"))
+    if change == "no numbers":
+        latent_CFHW[0, 0, 0, 0] = torch.nan
+    clips = TrainingClips(checkpoint, ToyTokenizer.load(checkpoint.tokenizer), CPU)
+    clips.write_nearest(tmp_path / "a.mp4", latent_CFHW)
+    assert not list(tmp_path.iterdir())
 
 
 def gone(samples: Path) -> str:

@@ -169,7 +169,10 @@ def test_a_diffusers_folder_without_a_tokenizer_or_prompt_or_of_another_size_is_
         ),
         (
             "model.num_layers=3",
-            f"checkpoint={transformer} is another architecture: num_layers 2 (model=tiny has 3)",
+            (
+                f"checkpoint={transformer} is another architecture: num_layers 2 "
+                "(model=tiny has 3); choose the model= it belongs to, or other weights"
+            ),
         ),
     ):
         key = change.partition("=")[0]

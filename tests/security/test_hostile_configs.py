@@ -1,19 +1,28 @@
-"""Configs of others that want to run code: each is refused in one line, and nothing of it runs.
+"""Configs of somebody else that want to run code: one line refuses each, and nothing of it runs.
 
-A module `canary` lies on the import path. Its import, its functions, and every command that this
-process could start are recorded by an audit hook.
+An audit hook records every import of the module `canary`, every call of its functions and every
+command that this process could start.
 """
 
-import pickle
+import json
+import logging
+import random
+import shutil
 import sys
 from collections.abc import Iterator
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Command
+from conftest import SMALL, Command
+from hostile_configs import CASES, PICKLED, STAGE, TARGET, Hostile
+from small_runs import SAMPLES, small_config, train
 
-STAGE = "stage=preprocess"
+from cosmos_hydra import guard
+from cosmos_hydra.reading import SEAL, sealed
+from cosmos_hydra.tracking.wandb import Wandb
+
 CANARY = """
 from pathlib import Path
 
@@ -23,199 +32,31 @@ def touch(*arguments, **named):
 touch()
 """
 STARTS = {"os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "pty.spawn"}
-CALLED = "is refused: nothing in a config is called; leave it out"
-CALLBACKS = "hydra.callbacks is refused: callbacks would run code; leave it out"
-LOGGING = "is refused: logging configs can call code; set hydra.verbose=true"
-SECTION = "is refused: it is no section; leave it out"
-VARIABLE = "is refused: it could load code or redirect requests; set it in the shell"
-FROM_TEXT = "is refused: it makes config out of text; write the value itself"
-IMPORTED = "is refused: it would be imported; use --config-dir with a folder"
-
-# what is typed, and what the one line must say
-TYPED = {
-    "+_target_=os.system": f"_target_ {CALLED}",
-    "+model._target_=os.system": f"model._target_ {CALLED}",
-    "++data.synthetic._partial_=true": f"data.synthetic._partial_ {CALLED}",
-    "+trainer._args_=[touch executed]": f"trainer._args_ {CALLED}",
-    "+data.views=[[{_target_: canary.touch}]]": f"data.views[0][0]._target_ {CALLED}",
-    "hydra.launcher._target_=canary.touch": f"hydra.launcher._target_ {CALLED}",
-    "hydra.launcher._target_={_target_: canary.touch}": f"hydra.launcher._target_ {CALLED}",
-    "+hydra.launcher.nested={_target_: functools.partial}": (
-        f"hydra.launcher.nested._target_ {CALLED}"
-    ),
-    "hydra.launcher=${data}": f"hydra.launcher {SECTION}",
-    "hydra.launcher=null": f"hydra.launcher {SECTION}",
-    "hydra.launcher='${oc.decode:\"{_target_: canary.touch}\"}'": f"hydra.launcher {SECTION}",
-    "hydra.sweeper._target_=hydra.utils.get_method": f"hydra.sweeper._target_ {CALLED}",
-    "hydra.sweeper.params={_target_: canary.touch}": f"hydra.sweeper.params._target_ {CALLED}",
-    "-m hydra.sweeper.params='${oc.decode:\"{_target_: canary.touch}\"}'": FROM_TEXT,
-    "-m hydra.sweeper.max_batch_size='${oc.create:{_target_: canary.touch}}'": FROM_TEXT,
-    "+hydra.callbacks.evil._target_=canary.touch": f"hydra.callbacks.evil._target_ {CALLED}",
-    "+hydra.callbacks.evil.class=canary.touch": CALLBACKS,
-    "+hydra.job_logging.handlers.one.class=canary.touch": f"hydra.job_logging {LOGGING}",
-    "hydra.job_logging.version='ext://canary.touch'": f"hydra.job_logging {LOGGING}",
-    "hydra.job_logging.root={level: 'ext://canary.touch'}": f"hydra.job_logging {LOGGING}",
-    "hydra.job_logging.root='ext://canary'": f"hydra.job_logging {LOGGING}",
-    "hydra.hydra_logging.disable_existing_loggers='cfg://root'": f"hydra.hydra_logging {LOGGING}",
-    "hydra.hydra_logging=${data}": f"hydra.hydra_logging {SECTION}",
-    "hydra/job_logging=default": f"hydra.job_logging {LOGGING}",
-    "+hydra.job.env_set.LD_PRELOAD=canary.so": f"hydra.job.env_set.LD_PRELOAD {VARIABLE}",
-    "+hydra.job.env_set.PYTHONSTARTUP=canary.py": f"hydra.job.env_set.PYTHONSTARTUP {VARIABLE}",
-    "+hydra.job.env_set.CUDA_INJECTION64_PATH=a": (
-        f"hydra.job.env_set.CUDA_INJECTION64_PATH {VARIABLE}"
-    ),
-    "+hydra.job.env_set.NCCL_NET_PLUGIN=a.so": f"hydra.job.env_set.NCCL_NET_PLUGIN {VARIABLE}",
-    "+hydra.job.env_set.HF_ENDPOINT=http://a": f"hydra.job.env_set.HF_ENDPOINT {VARIABLE}",
-    "hydra.job.env_copy=[PATH]": f"hydra.job.env_set.PATH {VARIABLE}",
-    "hydra.job=${data}": "",
-    "hydra.searchpath=[pkg://canary]": f"hydra.searchpath=pkg://canary {IMPORTED}",
-    "--config-path pkg://canary": f"--config-path=pkg://canary {IMPORTED}",
-    "--experimental-rerun evil.pickle": "--experimental-rerun is refused: it unpickles a file",
-    "--experimental=evil.pickle": "--experimental-rerun is refused: it unpickles a file",
-    "name='${oc.decode:\"{_target_: canary.touch}\"}'": FROM_TEXT,
-    "name='${oc.create:{_target_: canary.touch}}'": FROM_TEXT,
-    "name='${eval:\"__import__(1)\"}'": "unsupported interpolation type eval",
-    "name='${run_directory:a}'": "name",
-    "name='${hydra:job_logging}'": "name",
-    "-m +data._target_=canary.touch,os.system": f"data._target_ {CALLED}",
-    "stage=post_train model.weights.path=$(touch executed)": "x",
-    "stage=post_train model.weights.path=`touch executed`": "x",
-    "stage=post_train model.weights.path=;touch executed": "x",
-    "data=folder data.source=|touch executed": "data.source=|touch executed is no folder",
-}
-
-
-def one_experiment(content: str) -> dict[str, str]:
-    return {"theirs/experiment/evil.yaml": f"# @package _global_\n{content}\n"}
-
-
-CHOSEN = ("--config-dir", "theirs", "experiment=evil", STAGE)
-TARGET = "{_target_: canary.touch}"
-# files, what is typed, and what the one line must say
-FILES = {
-    "experiment": (one_experiment(f"model: {TARGET}"), CHOSEN, f"model._target_ {CALLED}"),
-    "added experiment": (
-        one_experiment(f"model: {TARGET}"),
-        ("--config-dir", "theirs", "+experiment@theirs=evil", STAGE),
-        CALLED,
-    ),
-    "launcher in an experiment": (
-        one_experiment(f"hydra: {{launcher: {TARGET}}}"),
-        CHOSEN,
-        f"hydra.launcher._target_ {CALLED}",
-    ),
-    "launcher by interpolation": (
-        one_experiment("evil: {x: 1}\nhydra: {launcher: '${evil}'}"),
-        CHOSEN,
-        f"hydra.launcher {SECTION}",
-    ),
-    "hydra by interpolation": (
-        one_experiment("evil: {x: 1}\nhydra: '${evil}'"),
-        CHOSEN,
-        "",
-    ),
-    "handler with a factory": (
-        one_experiment("hydra: {job_logging: {handlers: {one: {(): canary.touch}}}}"),
-        CHOSEN,
-        f"hydra.job_logging {LOGGING}",
-    ),
-    "filter with a factory": (
-        one_experiment("hydra: {hydra_logging: {filters: {one: {(): canary.touch}}}}"),
-        CHOSEN,
-        f"hydra.hydra_logging {LOGGING}",
-    ),
-    "logging in the defaults list": (
-        {
-            **one_experiment("defaults: [{override /hydra/job_logging: evil}]"),
-            "theirs/hydra/job_logging/evil.yaml": (
-                "version: 1\nroot: {handlers: [one]}\nhandlers: {one: {class: canary.touch}}\n"
-            ),
-        },
-        CHOSEN,
-        f"hydra.job_logging {LOGGING}",
-    ),
-    "launcher option": (
-        {"theirs/hydra/launcher/evil.yaml": "_target_: canary.touch\n"},
-        ("--config-dir", "theirs", STAGE, "hydra/launcher=evil"),
-        f"hydra.launcher._target_ {CALLED}",
-    ),
-    "sweeper option": (
-        {"theirs/hydra/sweeper/evil.yaml": f"_target_: canary.touch\n"},
-        ("--config-dir", "theirs", "-m", STAGE, "hydra/sweeper=evil"),
-        f"hydra.sweeper._target_ {CALLED}",
-    ),
-    "callbacks option": (
-        {"theirs/hydra/callbacks/evil.yaml": f"one: {TARGET}\n"},
-        ("--config-dir", "theirs", STAGE, "hydra/callbacks=evil"),
-        f"hydra.callbacks.one._target_ {CALLED}",
-    ),
-    "env option": (
-        {"theirs/hydra/env/evil.yaml": "# @package hydra.job\nenv_set: {PYTHONPATH: theirs}\n"},
-        ("--config-dir", "theirs", STAGE, "hydra/env=evil"),
-        f"hydra.job.env_set.PYTHONPATH {VARIABLE}",
-    ),
-    "config of hydra": (
-        {"theirs/hydra/config.yaml": f"launcher: {TARGET}\n"},
-        ("--config-dir", "theirs", STAGE),
-        "",
-    ),
-    "one evil option of a sweep": (
-        {
-            **one_experiment(f"model: {TARGET}"),
-            "theirs/experiment/good.yaml": "# @package _global_\nseed: 1\n",
-        },
-        ("--config-dir", "theirs", "-m", STAGE, "experiment=good,evil"),
-        f"model._target_ {CALLED}",
-    ),
-    "python tag: apply": (
-        one_experiment("name: !!python/object/apply:os.system ['touch executed']"),
-        CHOSEN,
-        "",
-    ),
-    "python tag: name": (one_experiment("name: !!python/name:canary.touch"), CHOSEN, ""),
-    "python tag: module": (one_experiment("name: !!python/module:canary"), CHOSEN, ""),
-    "python tag: new": (
-        one_experiment("name: !!python/object/new:canary.touch []"),
-        CHOSEN,
-        "",
-    ),
-    "config name of their own": (
-        {"theirs/evil.yaml": f"defaults: [config]\nmodel: {TARGET}\n"},
-        ("--config-dir", "theirs", "--config-name", "evil", STAGE),
-        f"model._target_ {CALLED}",
-    ),
-    "config path of their own": (
-        {"theirs/config.yaml": f"hydra: {{callbacks: {{one: {TARGET}}}}}\n"},
-        ("--config-path", "{folder}/theirs", STAGE),
-        "",
-    ),
-    "search path of their own": (
-        {"theirs/evil.yaml": "hydra: {searchpath: ['pkg://canary']}\n"},
-        ("--config-path", "{folder}/theirs", "--config-name", "evil", STAGE),
-        f"hydra.searchpath=pkg://canary {IMPORTED}",
-    ),
-}
+# the others are marked slow
+SAMPLE = set(random.Random(3).sample(sorted(CASES), 12))
+RUN = "runs/one"
+MANIFEST = f"{RUN}/checkpoints/step_000002/manifest.json"
+LOOKED_UP = "${oc.env:LOOKED_UP}"
 
 
 class Recorder:
-    """What happened while it was on."""
+    """What ran while it was on."""
 
     def __init__(self) -> None:
-        self.is_on = False
-        self.events: list[str] = []
+        self.events: list[str] | None = None
         sys.addaudithook(self.hear)  # for the life of the process
 
     def hear(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if not self.is_on:
+        if self.events is None:
             return
         if event == "import":
             is_bad = str(arguments[0]).partition(".")[0] == "canary"
         elif event == "open":
-            is_bad = str(arguments[0]).endswith(("canary.py", "executed"))
+            is_bad = str(arguments[0]).endswith("executed")
         elif event == "compile":
-            is_bad = "canary" in str(arguments[0]) + str(arguments[1])
+            is_bad = "canary" in f"{arguments[0]!r} {arguments[1]!r}"
         elif event == "exec":
-            is_bad = "canary" in str(getattr(arguments[0], "co_filename", ""))
+            is_bad = "canary" in getattr(arguments[0], "co_filename", "")
         else:
             is_bad = event in STARTS or event == "pickle.find_class"
         if is_bad:
@@ -227,47 +68,197 @@ RECORDER = Recorder()
 
 @pytest.fixture
 def executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Lay out the canary and return what of it has run, as it happens."""
+    """Lay out the canary and return what of it runs from now on."""
     (tmp_path / "canary.py").write_text(CANARY)
     monkeypatch.syspath_prepend(tmp_path)
     RECORDER.events = []
-    RECORDER.is_on = True
     yield RECORDER.events
-    RECORDER.is_on = False
+    RECORDER.events = None
     sys.modules.pop("canary", None)
 
 
-class Evil:
-    def __reduce__(self) -> tuple[Any, ...]:
-        import os
+def lay_out(case: Hostile, folder: Path) -> list[str]:
+    """Write the files of a case and return what is typed."""
+    (folder / "evil.pickle").write_bytes(PICKLED)
+    for name, text in case.files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return [word.replace("{folder}", str(folder)) for word in case.typed]
 
-        return os.system, ("touch executed",)
+
+def paths_below(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
 
 
-@pytest.mark.parametrize("typed", TYPED)
-def test_typed(command: Command, tmp_path: Path, executed: list[str], typed: str) -> None:
-    (tmp_path / "evil.pickle").write_bytes(pickle.dumps(Evil()))
-    words = typed.split(" ") if typed.startswith("-") else [typed]
-    if typed.startswith("stage=") or typed.startswith("data=") :
-        a, _, b = typed.partition(" "); words=[a,b]
-    if typed.startswith("-m"): words=["-m", typed[3:]]
-    if typed.startswith("data=") or not typed.startswith("stage="): words.append(STAGE)
+@pytest.mark.parametrize(
+    "name",
+    [name if name in SAMPLE else pytest.param(name, marks=pytest.mark.slow) for name in CASES],
+)
+def test_one_line_refuses_a_config_and_nothing_of_it_runs(
+    command: Command, tmp_path: Path, executed: list[str], name: str
+) -> None:
+    case = CASES[name]
+    typed = lay_out(case, tmp_path)
+    before = paths_below(tmp_path)
+    refused = command(*typed, cwd=tmp_path)
+    assert executed == []
+    assert (refused.code, refused.stdout) == (2, "")
+    [line] = refused.stderr.splitlines()
+    assert line.startswith("cosmos-hydra: ")
+    assert case.line in line
+    left = paths_below(tmp_path) - before
+    # Hydra notes a sweep before it composes its jobs
+    assert all(path.startswith("runs") and "-m" in typed for path in left)
+
+
+def test_the_canary_is_heard_when_nobody_guards(
+    command: Command, tmp_path: Path, executed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guard.install()
+    unguarded = guard.ConfigRepository.initialize_sources.__wrapped__
+    monkeypatch.setattr(guard.ConfigRepository, "initialize_sources", unguarded)
+    monkeypatch.setattr(guard, "install", lambda: None)
+    with pytest.warns(UserWarning, match="canary"):
+        command("hydra.searchpath=[pkg://canary]", "--cfg", "job", cwd=tmp_path)
+    assert {event.split()[0] for event in executed} >= {"compile", "exec", "open"}
+    assert (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        ("hydra.run.dir=elsewhere", "hydra.verbose=true", "+hydra.job.env_set.NCCL_DEBUG=INFO"),
+        ("--config-dir", "ours", "experiment=good"),
+        ("-m", "--config-dir", "ours", "hydra.sweep.dir=swept", "experiment=good,better"),
+    ],
+)
+def test_what_is_not_hostile_still_runs(
+    command: Command, small_samples: Path, tmp_path: Path, typed: tuple[str, ...]
+) -> None:
+    shutil.copytree(small_samples / "samples", tmp_path / "samples")
+    for number, name in enumerate(("good", "better")):
+        path = tmp_path / "ours/experiment" / f"{name}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(
+            f"# @package _global_\ndefaults: [{{override /optim: adamw}}]\nseed: {number}"
+        )
+    done = command(*typed, STAGE, *SMALL, cwd=tmp_path)
+    assert (done.code, done.stderr) == (0, "")
+    assert done.stdout.count("are up to date") == (2 if "-m" in typed else 1)
+
+
+def test_other_processes_of_a_run_can_be_silent(
+    command: Command, small_samples: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(small_samples / "samples", tmp_path / "samples")
+    silent = ("hydra/job_logging=disabled", "hydra/hydra_logging=disabled")
+    level = logging.root.level
     try:
-        r = command(*words, cwd=tmp_path)
-    except BaseException as error:
-        print("CRASH", typed, repr(error)[:300]); r=None
-    with open("/tmp/hc/out.txt","a") as f:
-        f.write(f"## {typed}\n   want {TYPED[typed]}\n   {r and (r.code, r.stdout[-300:], r.stderr)} {executed} {sorted(p.name for p in tmp_path.iterdir())}\n")
+        done = command(*silent, "hydra.output_subdir=null", STAGE, *SMALL, cwd=tmp_path)
+    finally:
+        logging.root.setLevel(level)
+        for logger in logging.root.manager.loggerDict.values():
+            logger.disabled = False
+    assert (done.code, done.stdout, done.stderr) == (0, "", "")
 
-@pytest.mark.parametrize("name", FILES)
-def test_files(command: Command, tmp_path: Path, executed: list[str], name: str) -> None:
-    files, typed, named = FILES[name]
-    for k,v in files.items():
-        p=tmp_path/k; p.parent.mkdir(parents=True,exist_ok=True); p.write_text(v)
-    try:
-        r = command(*[t.format(folder=tmp_path) for t in typed], cwd=tmp_path)
-    except BaseException as error:
-        r = None; print(repr(error)); 
-        import traceback; e=traceback.format_exc()[-600:]
-    with open("/tmp/hc/out.txt","a") as f:
-        f.write(f"## {name}\n   want {named}\n   {r and (r.code, r.stdout[-300:], r.stderr)} {executed} {sorted(p.name for p in tmp_path.iterdir())}{'' if r else e}\n")
+
+@pytest.fixture(scope="module")
+def trained(small_samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with samples and the run `one` of two steps; do not write into it."""
+    folder = tmp_path_factory.mktemp("trained")
+    shutil.copytree(small_samples / "samples", folder / "samples")
+    train(small_config(folder, "trainer.max_steps=2", "name=one"), folder / RUN)
+    return folder
+
+
+def stored(folder: Path, changes: dict[str, Any]) -> None:
+    """Change the config in the run's manifest, which then says that nothing has changed."""
+    manifest = json.loads((folder / MANIFEST).read_text())
+    for key, value in changes.items():
+        *parents, name = key.split(".")
+        section = reduce(dict.__getitem__, parents, manifest["config"])
+        section[name] = value
+    del manifest[SEAL]
+    (folder / MANIFEST).write_bytes(sealed(manifest))
+
+
+GENERATE = ("stage=generate", f"checkpoint={RUN}", "generate.steps=1", "generate.prompt=A robot.")
+RESUME = ("stage=post_train", *SMALL, "name=one", "trainer.max_steps=3")
+
+
+@pytest.mark.parametrize(
+    ("typed", "changes", "reason"),
+    [
+        (GENERATE, {"_target_": "canary.touch"}, "_target_: Key '_target_' not in 'Config'"),
+        (GENERATE, {"model._target_": "canary.touch"}, "Key '_target_' not in 'ModelConfig'"),
+        (GENERATE, {"data.views": [{"_target_": "canary.touch"}]}, "Key 'views' not in"),
+        (GENERATE, {"model": [TARGET]}, "list is not a subclass of ModelConfig"),
+        (RESUME, {"model._target_": "canary.touch"}, "Key '_target_' not in 'ModelConfig'"),
+        (RESUME, {"model.num_layers": LOOKED_UP}, "model.num_layers: While dereferencing"),
+        (RESUME, {"unknown": "1"}, "unknown: Key 'unknown' not in 'Config'"),
+    ],
+)
+def test_a_config_stored_with_weights_is_refused(
+    command: Command,
+    trained: Path,
+    tmp_path: Path,
+    executed: list[str],
+    typed: tuple[str, ...],
+    changes: dict[str, Any],
+    reason: str,
+) -> None:
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    stored(tmp_path, changes)
+    refused = command(*typed, cwd=tmp_path)
+    assert executed == []
+    assert refused.code == 1
+    assert f"{MANIFEST.rpartition('/')[0]} has no readable manifest.json (its" in refused.stdout
+    assert reason in refused.stdout
+    assert refused.stderr == (
+        f"cosmos-hydra: run {RUN} has no intact checkpoint; use resume.mode=fresh\n"
+    )
+
+
+def test_nothing_is_looked_up_for_what_is_stored(
+    command: Command,
+    trained: Path,
+    tmp_path: Path,
+    executed: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    monkeypatch.setenv("LOOKED_UP", "the value of a variable")
+    resolved = "${run_directory:a,b,c,d,e,f}"
+    made = '${oc.decode:"{_target_: canary.touch}"}'
+    stored(tmp_path, {"name": resolved, "data.name": LOOKED_UP, "model.weights.path": made})
+    facts = {"config": json.loads((tmp_path / MANIFEST).read_text())["config"]}
+    facts["config"]["_target_"] = facts["_target_"] = "canary.touch"
+    (tmp_path / RUN / "run.json").write_text(json.dumps(facts))
+    (tmp_path / RUN / ".hydra").mkdir()
+    (tmp_path / RUN / ".hydra/config.yaml").write_text("name: !!python/name:canary.touch\n")
+    samples = tmp_path / SAMPLES / "manifest.json"
+    manifest = {**json.loads(samples.read_text()), "_target_": "canary.touch"}
+    samples.write_text(json.dumps(manifest))
+    for typed in (GENERATE, RESUME, ("stage=report", f"checkpoint={RUN}")):
+        done = command(*typed, cwd=tmp_path)
+        assert (done.code, done.stderr) == (0, "")
+    assert executed == []
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert [path for path in files if b"the value of a variable" in path.read_bytes()] == []
+
+
+def test_a_settings_file_in_the_folder_does_not_choose_the_server_of_wandb(
+    small_samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = "[default]\nbase_url = http://127.0.0.1:9\n"
+    for folder in (tmp_path / "wandb", tmp_path / "run/wandb"):
+        folder.mkdir(parents=True)
+        (folder / "settings").write_text(settings)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "none"))
+    monkeypatch.delenv("WANDB_BASE_URL", raising=False)
+    tracked = Wandb(small_config(small_samples, "log.wandb=offline"), tmp_path / "run")
+    assert tracked.run.settings.base_url == "https://api.wandb.ai"
+    tracked.close()
+    tracked.wandb.teardown()

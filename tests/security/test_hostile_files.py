@@ -19,27 +19,23 @@ from hostile_files import (
     pickled,
     saved,
 )
-from places import PLACES, STEP, write_all
+from places import PLACES, pairs, sound_folder
 
 from cosmos_hydra.errors import ConfigError, CosmosError, StageError
-from cosmos_hydra.weights.locate import locate
-from cosmos_hydra.weights.torch_metadata import read_metadata
 
 LIMIT_S = 2.0
 LIMIT_KB = 1 << 20
 SAFETENSORS = [name for name, place in PLACES.items() if place.file.endswith(".safetensors")]
 DOCUMENTS = [name for name, place in PLACES.items() if place.file.endswith(".json")]
 TENSORS = [name for name, place in PLACES.items() if place.file.endswith(".pth")]
-# without these the folder is read another way
-OPTIONAL = [*(name for name in PLACES if name.endswith("index")), "manifest of .pth"]
+# without the others the folder is read another way
+FILES = [name for name in PLACES if not name.endswith("index") and name != "manifest of .pth"]
 
 
 @pytest.fixture(scope="session")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with one of everything that is read; do not write into it."""
-    root = tmp_path_factory.mktemp("sound")
-    write_all(root)
-    return root
+    return sound_folder(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture
@@ -66,7 +62,7 @@ def bounded() -> Iterator[None]:
 
 
 def refused(name: str, build: Builder, sound: Path, root: Path, canary: Path) -> str:
-    """Put a file in its place in a copy of the sound folder and return the line it ends in."""
+    """Put a file in its place in a copy of the sound folder and return the line that ends it."""
     place = PLACES[name]
     shutil.copytree(sound / place.folder, root / place.folder, dirs_exist_ok=True)
     path = place.path(root)
@@ -96,10 +92,9 @@ def test_every_call_does_run_when_it_is_unpickled(name: str, tmp_path: Path) -> 
     assert (tmp_path / "canary").exists()
 
 
-@pytest.mark.parametrize("kind", PICKLES)
-@pytest.mark.parametrize("name", PLACES)
+@pytest.mark.parametrize(("kind", "name"), pairs(PICKLES, PLACES))
 def test_no_pickle_runs_wherever_it_lies(
-    name: str, kind: str, sound: Path, tmp_path: Path, canary: Path
+    kind: str, name: str, sound: Path, tmp_path: Path, canary: Path
 ) -> None:
     refused(name, PICKLES[kind], sound, tmp_path, canary)
 
@@ -126,25 +121,22 @@ def test_a_torch_file_that_is_no_plain_tensor_is_refused(
     )
 
 
-@pytest.mark.parametrize("name", SAFETENSORS)
-@pytest.mark.parametrize("kind", HEADERS)
+@pytest.mark.parametrize(("kind", "name"), pairs(HEADERS, SAFETENSORS))
 def test_a_crafted_header_is_refused(
     kind: str, name: str, sound: Path, tmp_path: Path, canary: Path
 ) -> None:
     refused(name, HEADERS[kind], sound, tmp_path, canary)
 
 
-@pytest.mark.parametrize("name", DOCUMENTS)
-@pytest.mark.parametrize("kind", JSON)
+@pytest.mark.parametrize(("kind", "name"), pairs(JSON, DOCUMENTS))
 def test_json_without_measure_is_refused(
     kind: str, name: str, sound: Path, tmp_path: Path, canary: Path
 ) -> None:
     refused(name, JSON[kind], sound, tmp_path, canary)
 
 
-@pytest.mark.parametrize("kind", NO_FILES)
-@pytest.mark.parametrize("name", [name for name in PLACES if name not in OPTIONAL])
+@pytest.mark.parametrize(("kind", "name"), pairs(NO_FILES, FILES))
 def test_what_is_no_file_is_refused_and_not_waited_for(
-    name: str, kind: str, sound: Path, tmp_path: Path, canary: Path
+    kind: str, name: str, sound: Path, tmp_path: Path, canary: Path
 ) -> None:
     refused(name, NO_FILES[kind], sound, tmp_path, canary)

@@ -127,6 +127,7 @@ def test_previews_videos_and_nearest_clips_are_embedded_as_they_are(folder: Path
     for tag, attributes in page.attributes:
         if tag == "video":
             assert attributes.keys() >= {"controls", "loop", "muted", "playsinline"}
+            assert str(attributes["poster"]).startswith("data:image/jpeg;base64,")
 
 
 def test_the_hardest_clips_are_named_with_video_and_caption(folder: Path) -> None:

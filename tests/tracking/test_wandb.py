@@ -14,7 +14,7 @@ from cosmos_hydra import runs
 CANARIES = {
     "WANDB_API_KEY": "c0ffee" * 6 + "cafe",  # forty characters, as real ones
     "HF_TOKEN": "hf_canary_of_the_hub",
-    "HYDRA_CANARY": "canary_of_the_command_line",
+    "NCCL_SOCKET_IFNAME": "canary_of_the_command_line",
 }
 
 
@@ -42,7 +42,7 @@ def test_offline_runs_keep_their_id_and_never_see_secrets(
     monkeypatch.setenv("HF_TOKEN", CANARIES["HF_TOKEN"])
     typed = ["stage=post_train", *SMALL, f"data.path={small_samples / SAMPLES}", "name=one"]
     typed += ["log.wandb=offline", "trainer.preview_every=2"]
-    typed += [f"+hydra.job.env_set.HYDRA_CANARY={CANARIES['HYDRA_CANARY']}"]
+    typed += [f"+hydra.job.env_set.NCCL_SOCKET_IFNAME={CANARIES['NCCL_SOCKET_IFNAME']}"]
     run = tmp_path / "runs" / "one"
     names = []
     for max_steps in (2, 4):

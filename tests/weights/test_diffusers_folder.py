@@ -189,7 +189,8 @@ def test_another_architecture_is_refused_with_every_number(folder: Path) -> None
         check_config(folder, other, "resume.path")
     assert str(refusal.value) == (
         f"resume.path={folder} is another architecture: num_layers 2 (model=two has 3), "
-        "rope_scale [2.0, 1.0, 1.0] (model=two has [1.0, 1.0, 1.0])"
+        "rope_scale [2.0, 1.0, 1.0] (model=two has [1.0, 1.0, 1.0]); "
+        "choose the model= it belongs to, or other weights"
     )
     check_config(folder, MODEL, "resume.path")
 

@@ -87,7 +87,7 @@ def test_weights_of_another_architecture_are_refused_with_the_numbers(
         2,
         (
             f"cosmos-hydra: {key}={folder} is another architecture: num_layers 2 "
-            "(model=tiny has 3)\n"
+            "(model=tiny has 3); choose the model= it belongs to, or other weights\n"
         ),
     )
 

@@ -55,6 +55,6 @@ def _check_parts(path: Path, size_bytes: int) -> None:
         raise ValueError("it is compressed")
     if sum(part.file_size for part in parts) > size_bytes:
         raise ValueError("its parts are larger than the file")
-    for part in parts:
-        if part.filename.lower().endswith(".pkl") and part.file_size > MAX_PICKLE_BYTES:
-            raise ValueError("it holds more than a tensor")
+    pickles = [part for part in parts if part.filename.lower().endswith(".pkl")]
+    if len(pickles) != 1 or pickles[0].file_size > MAX_PICKLE_BYTES:
+        raise ValueError("it holds more than a tensor")

@@ -3,7 +3,6 @@
 Neither is ever shown, nor any value of the environment, and errors only by their kind.
 """
 
-import configparser
 import netrc
 import os
 from concurrent.futures import Future
@@ -15,10 +14,10 @@ from urllib.parse import urlsplit
 from cosmos_hydra.config import Config, TokenizerKind, WandbMode
 from cosmos_hydra.doctor.findings import Finding, fix, ok, warn
 from cosmos_hydra.doctor.packages import broken
+from cosmos_hydra.tracking.wandb import wandb_url
 
 HUB_TIMEOUT_S = 6.0
 HUB_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
-WANDB_HOST = "https://api.wandb.ai"
 
 
 def hub(config: Config) -> Finding:
@@ -86,7 +85,7 @@ def _netrc_has_key() -> bool:
     """Return whether the password file has an entry for the configured server."""
     given = os.environ.get("NETRC")
     paths = [Path(given)] if given else [Path.home() / name for name in (".netrc", "_netrc")]
-    host = urlsplit(_wandb_url()).netloc.rpartition("@")[2]
+    host = urlsplit(wandb_url()).netloc.rpartition("@")[2]
     for path in paths:
         try:
             if netrc.netrc(str(path.expanduser())).authenticators(host):
@@ -94,12 +93,3 @@ def _netrc_has_key() -> bool:
         except (netrc.NetrcParseError, OSError):
             continue
     return False
-
-
-def _wandb_url() -> str:
-    """Return the server's address: from the environment, else what `wandb login` stored."""
-    folder = Path(os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb").expanduser()
-    stored = configparser.ConfigParser(interpolation=None)
-    stored.read(folder / "settings")
-    url = os.environ.get("WANDB_BASE_URL")
-    return url or str(stored.get("default", "base_url", fallback=WANDB_HOST))

@@ -3,6 +3,9 @@
 A folder has passed `weights_folder` before: their own loaders follow every file name they find.
 """
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +24,14 @@ def load_pretrained(model_class: Any, key: str, folder: Path, **options: Any) ->
     Raises: StageError when weights are damaged or missing; the libraries would make some up.
     """
     try:
-        model, report = model_class.from_pretrained(
-            folder,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-            **options,
-        )
+        with _quiet():
+            model, report = model_class.from_pretrained(
+                folder,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+                **options,
+            )
     except (*DAMAGE, SafetensorError) as error:
         raise StageError(f"{key}={folder} cannot be loaded ({shown(error)})") from error
     lacking = sorted(report["missing_keys"])
@@ -37,3 +41,17 @@ def load_pretrained(model_class: Any, key: str, folder: Path, **options: Any) ->
             f"{lacking[0]} among them; get the folder again"
         )
     return model.requires_grad_(False).eval()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep back the libraries' reports of many lines: what matters in them is raised."""
+    loggers = [logging.getLogger(name) for name in ("transformers", "diffusers")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -16,7 +16,7 @@ from safetensors.torch import save
 from cosmos_hydra import files
 from cosmos_hydra.config import TokenizerKind
 from cosmos_hydra.errors import StageError
-from cosmos_hydra.reading import read_tensors
+from cosmos_hydra.reading import contained, read_tensors
 from cosmos_hydra.seeds import torch_generator
 
 BLOCK = 8
@@ -57,7 +57,7 @@ class ToyTokenizer:
         Raises: StageError when the file is damaged.
         """
         try:
-            tensors = read_tensors(path)
+            tensors = read_tensors(contained(path.parent, path.name))
             _check(tensors)
         except (OSError, ValueError) as error:
             raise StageError(

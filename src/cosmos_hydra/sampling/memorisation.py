@@ -35,79 +35,92 @@ class Nearest:
     sample: Sample | None = None
     distance: float = float("inf")
 
-    def compare(self, sample: Sample, latent_CFHW: torch.Tensor) -> None:  # noqa: N803
+    def compare(self, sample: Sample, latent_CFHW: torch.Tensor) -> None:
         """Take the sample if it is nearer; its latent is given as float32 on our device."""
         distance = (self.latent_CFHW - latent_CFHW).square().mean().sqrt().item()
         if distance < self.distance:
             self.sample, self.distance = sample, distance
 
 
-def write_nearest(
-    latents: dict[Path, torch.Tensor],
-    checkpoint: Checkpoint,
-    tokenizer: Tokenizer,
-    device: torch.device,
-) -> bool:
-    """Write the nearest training clip beside each generated video; return whether there is one.
+class TrainingClips:
+    """The clips a checkpoint was trained on, to compare generated ones with.
 
-    `latents` holds float32 [C, F, H, W] by the path of the mp4. Where the training samples are gone
-    or have changed this does nothing but say so.
+    Where they are gone, have changed or cannot be read, one line says so and nothing is compared.
     """
-    path = str(checkpoint.manifest["config"]["data"]["path"])
-    try:
-        store = open_store(path)
-        if store.content_hash != checkpoint.manifest["data"]:
-            raise StageError(f"data.path={path} holds other samples than were trained on")
-        queries = [Nearest(latent_CFHW) for latent_CFHW in latents.values()]
-        usual, compared = _search(store, queries)
-    except StageError as error:
-        logger.info(f"no nearest training clips: {error}")
-        return False
-    entries = {entry["id"]: entry for entry in store.manifest["samples"]}
-    for mp4, near in zip(latents, queries, strict=True):
-        assert near.sample is not None
+
+    def __init__(self, checkpoint: Checkpoint, tokenizer: Tokenizer, device: torch.device) -> None:
+        self.tokenizer, self.device = tokenizer, device
+        self.usual: float | None = None  # distance of held-out clips, known after the first search
+        self.is_first = True
+        self.store: SampleStore | None = None
+        path = str(checkpoint.manifest["config"]["data"]["path"])
+        try:
+            store = open_store(path)
+            if store.content_hash != checkpoint.manifest["data"]:
+                raise StageError(f"data.path={path} holds other samples than were trained on")
+            self.ids = _some(store.splits[TRAIN], MAX_TRAINING_CLIPS)
+            if len(self.ids) < (total := len(store.splits[TRAIN])):
+                logger.info(
+                    f"nearest training clips are looked for among {len(self.ids)} of {total}"
+                )
+            self.store = store
+        except StageError as error:
+            logger.info(f"no nearest training clips: {error}")
+
+    def write_nearest(self, mp4: Path, latent_CFHW: torch.Tensor) -> None:
+        """Write the training clip nearest to a generated one beside its mp4.
+
+        latent_CFHW is float32 on the device.
+        """
+        if self.store is None:
+            return
+        near = Nearest(latent_CFHW)
+        try:
+            compared = self._search(self.store, near)
+        except StageError as error:
+            logger.info(f"no nearest training clips: {error}")
+            self.store = None
+            return
+        if near.sample is None:
+            return  # other size, or no finite numbers
+        entries = {entry["id"]: entry for entry in self.store.manifest["samples"]}
         facts = {
             "sample": near.sample.id,
             "video": entries[near.sample.id].get("video"),
             "start_frame": entries[near.sample.id].get("start_frame"),
             "caption": near.sample.caption,
             "distance": near.distance,
-            "held_out_distance": usual,
+            "held_out_distance": self.usual,
             "compared": compared,
         }
-        clip_BCFHW = near.sample.latent_CFHW[None].to(device).float()
-        frames_FHWC = to_pixels(tokenizer.decode(clip_BCFHW)[0])
+        clip_BCFHW = near.sample.latent_CFHW[None].to(self.device).float()
+        frames_FHWC = to_pixels(self.tokenizer.decode(clip_BCFHW)[0])
         write_mp4(mp4.with_suffix(".nearest.mp4"), frames_FHWC, near.sample.fps)
         files.write_json(mp4.with_suffix(".nearest.json"), facts)
-    return True
 
+    def _search(self, store: SampleStore, near: Nearest) -> int:
+        """Compare with every training clip, the first time held-out clips too; return how many.
 
-def _search(store: SampleStore, queries: list[Nearest]) -> tuple[float | None, int]:
-    """Find the training clip nearest to each query, reading each training clip once.
-
-    Return the median distance of held-out clips to theirs, and how many clips were compared.
-    Raises: StageError when a sample cannot be read or none has the shape of the queries.
-    """
-    shape, device = queries[0].latent_CFHW.shape, queries[0].latent_CFHW.device
-    held_out = [
-        Nearest(sample.latent_CFHW.to(device).float())
-        for sample in map(store.load, _some(store.splits[HELD_OUT], MAX_HELD_OUT_CLIPS))
-        if sample.latent_CFHW.shape == shape
-    ]
-    ids, total = _some(store.splits[TRAIN], MAX_TRAINING_CLIPS), len(store.splits[TRAIN])
-    if len(ids) < total:
-        logger.info(f"nearest training clips are looked for among {len(ids)} of {total}")
-    compared = 0
-    for sample in map(store.load, ids):
-        if sample.latent_CFHW.shape == shape:
-            clip_CFHW = sample.latent_CFHW.to(device).float()
-            for query in (*queries, *held_out):
-                query.compare(sample, clip_CFHW)
-            compared += 1
-    if not compared:
-        raise StageError(f"data.path={store.layout.folder} holds no clip of the generated size")
-    usual = float(np.median([near.distance for near in held_out])) if held_out else None
-    return usual, compared
+        Raises: StageError when a sample cannot be read.
+        """
+        shape = near.latent_CFHW.shape
+        held_out_ids = _some(store.splits[HELD_OUT], MAX_HELD_OUT_CLIPS) if self.is_first else []
+        held_out = [
+            Nearest(sample.latent_CFHW.to(self.device).float())
+            for sample in map(store.load, held_out_ids)
+            if sample.latent_CFHW.shape == shape
+        ]
+        compared = 0
+        for sample in map(store.load, self.ids):
+            if sample.latent_CFHW.shape == shape:
+                clip_CFHW = sample.latent_CFHW.to(self.device).float()
+                for query in (near, *held_out):
+                    query.compare(sample, clip_CFHW)
+                compared += 1
+        if held_out and compared:
+            self.usual = float(np.median([query.distance for query in held_out]))
+        self.is_first = False
+        return compared
 
 
 def _some(ids: list[str], count: int) -> list[str]:

@@ -24,7 +24,7 @@ from cosmos_hydra.logs import progress
 from cosmos_hydra.models.text import TextEncoder, load_text_encoder
 from cosmos_hydra.models.tokenizer import Tokenizer, load_tokenizer
 from cosmos_hydra.models.transformer import Denoiser, build_transformer
-from cosmos_hydra.sampling.memorisation import write_nearest
+from cosmos_hydra.sampling.memorisation import TrainingClips
 from cosmos_hydra.sampling.requests import Video
 from cosmos_hydra.tracking.pictures import contact_sheet, save_picture
 from cosmos_hydra.weights.load import load_weights
@@ -59,8 +59,8 @@ def common_facts(config: Config, weights: Located, device: torch.device) -> dict
         trained_with = manifest.get(name)
         if trained_with and trained_with != part.identity:
             raise StageError(
-                f"model.{name}.path is not the {name} of the training samples; "
-                f"set it to the one they were made with"
+                f"model.{name}.path={getattr(config.model, name).path} is not the {name} of the "
+                f"training samples; set it to the one they were made with"
             )
     return facts
 
@@ -108,7 +108,7 @@ def _sample(
     denoiser = _load_denoiser(config, weights, device, effective_precision(precision, device))
     trained = weights.checkpoint
     tokenizer = load_tokenizer(config.model, trained.tokenizer if trained else Path(), device)
-    is_comparing = True
+    training_clips = TrainingClips(trained, tokenizer, device) if trained else None
     shape = latent_shape(config.data, config.model.latent_channels)
     negative = config.generate.negative_prompt
     with progress("generate", len(videos) * config.generate.steps, "steps") as bar:
@@ -130,8 +130,8 @@ def _sample(
             frames_FHWC = to_pixels(tokenizer.decode(latent_CFHW[None])[0])
             mp4 = out / f"{video.stem}.mp4"
             write_mp4(mp4, frames_FHWC, request.fps)
-            if trained and is_comparing:
-                is_comparing = write_nearest({mp4: latent_CFHW}, trained, tokenizer, device)
+            if training_clips:
+                training_clips.write_nearest(mp4, latent_CFHW)
             sidecar = {**video.facts, "command": video.command}
             files.write_json(out / f"{video.stem}.json", sidecar)
 

@@ -8,8 +8,9 @@ from cosmos_hydra import files, runs
 from cosmos_hydra.claim import claim
 from cosmos_hydra.config import Config, Stage
 from cosmos_hydra.engines.torch.device import pick_device
+from cosmos_hydra.engines.torch.fit import check_memory
 from cosmos_hydra.errors import ConfigError
-from cosmos_hydra.job import Job
+from cosmos_hydra.job import Job, command_line
 from cosmos_hydra.sampling.requests import adopt, collect_prompts, plan_videos
 from cosmos_hydra.sampling.videos import common_facts, make_videos
 from cosmos_hydra.tracking import metrics
@@ -32,6 +33,7 @@ def run(config: Config, job: Job) -> list[Path]:
     config = adopt(config, job.typed, weights)
     prompts = collect_prompts(config, weights)
     device = pick_device(config.engine.device)
+    check_memory(config, device, Stage.generate, can_change_clip=weights.checkpoint is None)
     videos_below = job.directory if is_own_folder else job.directory / "videos"
     out = Path(config.generate.out or videos_below).expanduser()
     common = common_facts(config, weights, device)
@@ -59,7 +61,6 @@ def run(config: Config, job: Job) -> list[Path]:
     if config.log.report and trained and out.resolve() == (trained / "videos").resolve():
         logger.info(f"report: {write_report(trained, config)}")
     if config.stage is Stage.pipeline:
-        logger.info(
-            f"next: cosmos-hydra stage=generate checkpoint={run} generate.prompt='what to show'"
-        )
+        typed = ("stage=generate", f"checkpoint={run}", "generate.prompt=What to show")
+        logger.info(f"next: {command_line(*typed)}")
     return paths

@@ -5,9 +5,10 @@ import logging
 from cosmos_hydra.config import Config, Stage
 from cosmos_hydra.data.store import open_store
 from cosmos_hydra.engines.torch.device import pick_device
+from cosmos_hydra.engines.torch.fit import check_memory
 from cosmos_hydra.engines.torch.mesh import join
 from cosmos_hydra.engines.torch.trainer import Trainer
-from cosmos_hydra.job import Job
+from cosmos_hydra.job import Job, command_line
 from cosmos_hydra.tracking import metrics
 from cosmos_hydra.tracking.pictures import draw_overview
 from cosmos_hydra.tracking.report import write_report
@@ -19,6 +20,7 @@ logger = logging.getLogger(__name__)
 def run(config: Config, job: Job) -> float | None:
     """Train to trainer.max_steps and return the last validation loss; every rank takes part."""
     ranks = join(config, pick_device(config.engine.device))
+    check_memory(config, ranks.device, Stage.post_train)
     store = ranks.decide(lambda: open_store(config.data.path))
     trainer = Trainer(config, job.directory, store, ranks)
     if ranks.is_first:
@@ -34,5 +36,6 @@ def run(config: Config, job: Job) -> float | None:
     if config.log.report:
         logger.info(f"report: {write_report(job.directory, config)}")
     if config.stage is Stage.post_train:
-        logger.info(f"next: cosmos-hydra stage=generate checkpoint={job.directory}")
+        suggested = command_line("stage=generate", f"checkpoint={job.directory}")
+        logger.info(f"next: {suggested}")
     return loss

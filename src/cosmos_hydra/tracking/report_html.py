@@ -6,11 +6,17 @@ the escaping could neither run a script nor ask the network.
 
 import base64
 import html
+import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
+from cosmos_hydra.data.video import UnreadableVideo, decode
+
 EMBEDDED_MB = 40
+POSTER_WIDTH = 480
 KINDS = {".png": "image/png", ".mp4": "video/mp4"}
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src data:"
 STYLE = Path(__file__).with_name("report.css")
@@ -110,9 +116,10 @@ class Media:
         uri = self._uri(path)
         if uri is None:
             return self._missing(path)
-        label = html.escape(title)
-        player = f'<video controls loop muted playsinline aria-label="{label}" src="{uri}"></video>'
-        return element("figure", Html(player), element("figcaption", title))
+        label, poster = html.escape(title), self._poster(path)
+        attributes = f'controls loop muted playsinline aria-label="{label}" poster="{poster}"'
+        player = Html(f'<video {attributes} src="{uri}"></video>')
+        return element("figure", player, element("figcaption", title))
 
     def remark(self) -> Html:
         """Return what was left out, or nothing."""
@@ -129,13 +136,27 @@ class Media:
         return element("p", f"{path.relative_to(self.run)} is not embedded", class_="note")
 
     def _uri(self, path: Path) -> str | None:
-        size_bytes = path.stat().st_size * 4 // 3
-        if size_bytes > self.left_bytes:
+        if path.stat().st_size * 4 // 3 > self.left_bytes:
             self.left_out.append(path)
             return None
-        self.left_bytes -= size_bytes
-        content = base64.b64encode(path.read_bytes()).decode()
-        return f"data:{KINDS[path.suffix]};base64,{content}"
+        return self._embed(KINDS[path.suffix], path.read_bytes())
+
+    def _poster(self, path: Path) -> str:
+        """Return the first frame: some browsers show nothing of a video before it is played."""
+        try:
+            frame_HWC = decode(path, [0])[0].numpy()
+        except UnreadableVideo:
+            return "data:,"
+        picture = Image.fromarray(frame_HWC)
+        picture.thumbnail((POSTER_WIDTH, POSTER_WIDTH))
+        file = io.BytesIO()
+        picture.save(file, format="JPEG", quality=80)
+        return self._embed("image/jpeg", file.getvalue())
+
+    def _embed(self, kind: str, content: bytes) -> str:
+        text = base64.b64encode(content).decode()
+        self.left_bytes -= len(text)
+        return f"data:{kind};base64,{text}"
 
 
 def page(title: str, header: Html, sections: dict[str, Html]) -> str:

@@ -4,6 +4,7 @@ The run id is stored in the run directory, so a resumed run is the same run ther
 line, code and machine facts are not sent: they may hold secrets.
 """
 
+import configparser
 import logging
 import netrc
 import os
@@ -17,6 +18,7 @@ from cosmos_hydra import config as schema
 from cosmos_hydra import files
 from cosmos_hydra.config import Config, WandbMode
 
+PUBLIC_SERVER = "https://api.wandb.ai"
 START_TIMEOUT_S = 30.0
 FINISH_TIMEOUT_S = 60.0  # for what is still to upload; `wandb sync` uploads it later
 logger = logging.getLogger(__name__)
@@ -49,6 +51,7 @@ class Wandb:
             resume="allow",
             config=schema.to_dict(config),
             settings=wandb.Settings(
+                base_url=wandb_url(),
                 disable_code=True,
                 disable_git=True,
                 save_code=False,
@@ -89,9 +92,22 @@ class Wandb:
                 self.wandb.teardown()
 
 
+def wandb_url() -> str:
+    """Return the server's address: from the environment, else what `wandb login` stored.
+
+    A file ./wandb/settings has no say: the key would go wherever the folder's owner wants.
+    """
+    folder = Path(os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb").expanduser()
+    stored = configparser.ConfigParser(interpolation=None)
+    with suppress(configparser.Error):
+        stored.read(folder / "settings")
+    url = os.environ.get("WANDB_BASE_URL")
+    return url or str(stored.get("default", "base_url", fallback=PUBLIC_SERVER))
+
+
 def wandb_host() -> str:
     """Return the host of the server that wandb would talk to."""
-    url = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+    url = wandb_url()
     return urlsplit(url).hostname or url
 
 

@@ -63,7 +63,10 @@ def check_config(folder: Path, model: ModelConfig, key: str) -> None:
         if name in found and found[name] != wanted[name]
     ]
     if differing:
-        raise ConfigError(f"{key}={folder} is another architecture: {', '.join(differing)}")
+        raise ConfigError(
+            f"{key}={folder} is another architecture: {', '.join(differing)}; "
+            f"choose the model= it belongs to, or other weights"
+        )
 
 
 def write_config(model: ModelConfig, folder: Path) -> None:

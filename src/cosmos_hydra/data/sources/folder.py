@@ -13,6 +13,7 @@ from cosmos_hydra.config import DataConfig
 from cosmos_hydra.data.sources.episodes import Episode, Found
 from cosmos_hydra.data.video import VIDEO_SUFFIXES
 from cosmos_hydra.errors import ConfigError, StageError
+from cosmos_hydra.reading import shown
 
 VIDEO_COLUMNS = ("video", "video_path", "file", "path")
 CAPTION_COLUMNS = ("caption", "prompt", "text", "texts", "language_instruction_0", "task")
@@ -94,7 +95,8 @@ def read_table(path: str, root: Path) -> dict[str, str]:
         inside = Path(os.path.normpath(root / video))
         if not inside.is_relative_to(os.path.normpath(root)):
             raise ConfigError(
-                f"data.captions={path} row {number} names {video}, outside data.source={root}"
+                f"data.captions={path} row {number} names {shown(video)}, outside "
+                f"data.source={root}"
             )
         captions[inside.relative_to(os.path.normpath(root)).as_posix()] = caption
     return captions

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
+from cosmos_hydra import config as schema
 from cosmos_hydra import files, runs
 from cosmos_hydra.errors import StageError
 from cosmos_hydra.reading import (
@@ -106,7 +107,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     Raises: StageError naming what is wrong.
     """
     try:
-        path = folder / runs.MANIFEST
+        path = contained(folder, runs.MANIFEST)
         version = read_json(path).get("format_version")
         if version != FORMAT_VERSION:
             raise StageError(
@@ -119,6 +120,11 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         raise StageError(f"checkpoint {folder} has no readable manifest.json ({error})") from error
     for name, digest in manifest["files"].items():
         _check_file(folder, name, digest)
+    # a file that the manifest does not know could be read all the same
+    found = (f"{STATE}/{path.name}" for path in (folder / STATE).glob("*"))
+    unknown = sorted({*REQUIRED, *found} - manifest["files"].keys())
+    if unknown:
+        raise StageError(f"checkpoint {folder} is damaged: its manifest lacks {shown(unknown[0])}")
     return Checkpoint(folder, manifest)
 
 
@@ -127,14 +133,13 @@ def _check_facts(folder: Path, manifest: dict[str, Any]) -> None:
     wrong = [name for name, kind in FACTS.items() if not isinstance(manifest.get(name), kind)]
     if wrong:
         raise ValueError(f"{', '.join(wrong)} missing or of another type")
+    try:
+        schema.from_dict(manifest["config"])
+    except ValueError as error:
+        raise ValueError(f"its config does not fit: {shown(error)}") from error
     number = folder.name.removeprefix("step_")
     if number.isdecimal() and int(number) != manifest["step"]:
         raise ValueError(f"it is of step {manifest['step']}")
-    # a file that the manifest does not know could be read all the same
-    found = {f"{STATE}/{path.name}" for path in (folder / STATE).glob("*")}
-    unknown = {*REQUIRED, *found} - manifest["files"].keys()
-    if unknown:
-        raise ValueError(f"it does not list {shown(min(unknown))}")
 
 
 def _check_file(folder: Path, name: str, digest: object) -> None:
@@ -159,6 +164,9 @@ def newest(run: Path) -> Checkpoint | None:
     Raises: StageError when there are checkpoints and every one is damaged.
     """
     found = runs.steps(run)
+    complete = {runs.step_folder(run, step) for step in found}
+    for folder in sorted({*(run / "checkpoints").glob("step_*")} - complete):
+        logger.info(f"{folder} is no complete checkpoint and is not used")
     for step in reversed(found):
         try:
             return open_checkpoint(runs.step_folder(run, step))

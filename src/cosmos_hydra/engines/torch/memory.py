@@ -2,7 +2,7 @@
 
 Counted is what autograd keeps of the network as this project runs it: float32 weights, autocast
 to bf16 (its copies of the weights too), attention that never holds an L x L matrix, no compile.
-Legend: D model width, R mlp_ratio; stream = D times the tokens of a micro-batch. Sizes are bytes,
+Legend: stream = channels of all tokens of a micro-batch; H W latent height/width. Sizes are bytes,
 and GB = 1e9 bytes in `Memory`.
 """
 
@@ -37,7 +37,7 @@ COSTS = {
     Precision.fp32: _Cost(element=4, block=96, text=16, head=12, forward=44),
 }
 GENERATION_FORWARD = 36  # with weights that are bf16 themselves
-FORWARD_MLP = 20  # beside the MLP, where that needs most
+FORWARD_MLP = 18  # beside the MLP, where that needs most
 INPUT = 4  # the input of a block, float32 in both precisions
 OUTSIDE = 12  # the position embedding before and after its norm, and its gradient
 LATENTS = 12  # float32 tensors like the latent, in the loss and around it
@@ -45,7 +45,7 @@ LATENTS = 12  # float32 tensors like the latent, in the loss and around it
 # AutoencoderKLCosmos as released, decoding; counted over its live tensors at several clip sizes
 DECODER_PARAMETERS = 105.7e6
 DECODER_NUMBERS = 36  # most numbers alive per pixel of a frame where convolutions need most
-ATTENTION_NUMBERS = 16  # the same beside the spatial attention, which holds its square matrix
+ATTENTION_BYTES = 28  # bytes per pixel beside its spatial attention, which holds the square matrix
 PIXELS_OF_A_CELL = 512
 
 # What PyTorch takes beside tensors: context and workspaces, and a share for gaps between tensors
@@ -87,7 +87,7 @@ class Memory:
 
 def gb(amount: float) -> str:
     """Return an amount of GB as shown to users."""
-    return f"{amount:.0f}" if amount >= 10 else f"{amount:.1f}"
+    return f"{amount:.0f}" if amount >= 10 else f"{amount:.2g}"
 
 
 def token_count(config: Config) -> int:
@@ -133,34 +133,34 @@ def _memory(
     gradients: float = 0,
     optimizer: float = 0,
 ) -> Memory:
-    other_gb = CPU_GB if device_type == "cpu" else CUDA_GB + CUDA_GAPS * activations / 1e9
-    sizes = (weights, gradients, optimizer, activations)
-    return Memory(*(size / 1e9 for size in sizes), other_gb)
+    other = CPU_GB if device_type == "cpu" else CUDA_GB + CUDA_GAPS * activations / 1e9
+    return Memory(weights / 1e9, gradients / 1e9, optimizer / 1e9, activations / 1e9, other)
 
 
 def _step_bytes(config: Config, precision: Precision) -> float:
     """Return the most that a training step holds beside weights and optimizer state."""
     model, cost, batch = config.model, COSTS[precision], config.trainer.micro_batch_size
     stream = batch * token_count(config) * width(model)
-    block = _block_bytes(config, precision)
     around = OUTSIDE * stream + LATENTS * _latent_bytes(config, batch)
     backward = around + cost.element * model.mlp_ratio * stream
     gradients = FLOAT32 * parameter_count(model)
     copies = _copied_weight_bytes(config, precision)
-    copies_of_a_block = copies / model.num_layers
+    block = _block_bytes(config, precision) + copies / model.num_layers
     if config.parallel.recompute is Recompute.full:
-        inputs = model.num_layers * INPUT * stream
-        forward = inputs + copies + _forward_bytes(config, precision, batch, cost.forward)
-        # the backward pass begins with the last block, and ends with the first
-        begin = inputs + block + copies_of_a_block + backward
-        end = INPUT * stream + block + copies_of_a_block + backward
+        kept, recomputed = float(INPUT * stream), block
+        forward = _forward_bytes(config, precision, batch, cost.forward) + copies
     else:
-        forward = model.num_layers * block + copies + cost.head * stream + around
-        begin = model.num_layers * block + copies + cost.head * stream + backward
-        end = block + copies_of_a_block + backward
+        kept, recomputed = block, 0.0
+        forward = around + cost.head * stream
+    forward += model.num_layers * kept
+    # the backward pass begins with the last block and ends with the first, whose gradients come
+    # when what it kept is gone
+    begin = model.num_layers * kept + recomputed + backward
+    end = kept + recomputed + backward
+    others = gradients * (1 - 1 / model.num_layers)
     if config.trainer.global_batch_size > batch:  # then gradients of earlier batches are there
         return gradients + max(forward, begin, end)
-    return max(forward, begin, gradients + end)
+    return max(forward, begin, others + end)
 
 
 def _block_bytes(config: Config, precision: Precision) -> float:
@@ -199,10 +199,11 @@ def _sampling_batch(config: Config) -> int:
 def _decoding_bytes(config: Config, device_type: str) -> float:
     if config.model.tokenizer.kind is TokenizerKind.toy:
         return 0
-    _, frames, height, width = latent_shape(config.data, config.model.latent_channels)
-    numbers = _decoder_element(device_type) * frames * height * width * PIXELS_OF_A_CELL
-    square = 2 * FLOAT32 * frames * (height * width) ** 2  # the scores and their softmax
-    return max(DECODER_NUMBERS * numbers, ATTENTION_NUMBERS * numbers + square)
+    _, frames, H, W = latent_shape(config.data, config.model.latent_channels)
+    pixels = frames * H * W * PIXELS_OF_A_CELL
+    square = 2 * FLOAT32 * frames * (H * W) ** 2  # the scores and their softmax
+    convolutions = DECODER_NUMBERS * _decoder_element(device_type) * pixels
+    return max(convolutions, square + ATTENTION_BYTES * pixels)
 
 
 def _decoder_weight_bytes(config: Config, device_type: str) -> float:

@@ -16,8 +16,8 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from cosmos_hydra.config import Config, ParallelConfig
-from cosmos_hydra.place import local_rank, world_size
 from cosmos_hydra.errors import ConfigError, CosmosError
+from cosmos_hydra.place import local_rank, world_size
 
 T = TypeVar("T")
 AXES = ("dp_replicate", "dp_shard", "cp", "tp")

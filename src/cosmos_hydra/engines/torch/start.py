@@ -103,7 +103,7 @@ def plan_start(config: Config, run: Path, store: SampleStore) -> Start:
                 f"resume.mode=never but {run} holds step {found.step}; "
                 f"choose another name or resume.mode=auto"
             )
-        _check_unchanged(config, found.manifest, store)
+        check_unchanged(config, found.manifest, store)
         logger.info(f"resuming step {found.step}/{config.trainer.max_steps} of {run}")
         return Start(checkpoint=found)
     given = _given(schema.to_dict(config))
@@ -146,7 +146,11 @@ def _given(values: dict[str, Any]) -> tuple[str, str] | None:
     return next(((key, paths[key]) for key in GIVEN if paths[key]), None)
 
 
-def _check_unchanged(config: Config, manifest: dict[str, Any], store: SampleStore) -> None:
+def check_unchanged(config: Config, manifest: dict[str, Any], store: SampleStore) -> None:
+    """Refuse to go on from a checkpoint as another run than it was; log what may change.
+
+    Raises: ConfigError with every difference.
+    """
     before, now = manifest["config"], schema.to_dict(config)
     changes = difference(before, now)
     unsafe = [c for c in changes if c.startswith(FIXED) and not c.startswith(MOVABLE)]

@@ -1,0 +1,123 @@
+"""The memory estimates, against the live tensors of the real classes.
+
+Most are counted on fake tensors, which lets a clip of the released size run here.
+"""
+
+from pathlib import Path
+
+import pytest
+import torch
+from guide import guide
+from live_memory import LiveMemory, count_decoding_gb, count_forward_gb, count_training_gb
+from small_runs import small_config, trainer_of
+
+from cosmos_hydra.config import Config, Precision
+from cosmos_hydra.engines.torch.memory import (
+    Memory,
+    estimate_generation,
+    estimate_training,
+    token_count,
+)
+
+BF16, FP32 = Precision.bf16, Precision.fp32
+# few layers, as counting takes time for each; frames, height and width of the clip; batch sizes
+CASES = {
+    "the guide's clip": (BF16, "num_layers=2", (121, 704, 1280), 1, 1),
+    "the guide's clip in fp32": (FP32, "num_layers=2", (121, 704, 1280), 1, 1),
+    "other heads and MLP": (BF16, "num_layers=2 num_heads=12 mlp_ratio=6.0", (57, 352, 640), 1, 1),
+    "a batch": (FP32, "num_layers=2 num_heads=8 mlp_ratio=2.0", (9, 256, 320), 3, 3),
+    "accumulated": (BF16, "num_layers=2 num_heads=16", (33, 480, 848), 1, 2),
+    "more weights than tokens": (FP32, "num_layers=3 num_heads=8", (9, 64, 64), 1, 1),
+    "few text tokens": (BF16, "num_layers=2 head_dim=48 text_tokens=8", (17, 96, 128), 4, 4),
+}
+
+
+def case(sizes: str, clip: tuple[int, int, int], micro: int, batch: int, *more: str) -> Config:
+    frames, height, width = clip
+    return guide(
+        "7b",
+        *(f"model.{size}" for size in sizes.split()),
+        *(f"data.frames={frames}", f"data.height={height}", f"data.width={width}"),
+        *(f"trainer.micro_batch_size={micro}", f"trainer.global_batch_size={batch}"),
+        *more,
+    )
+
+
+@pytest.mark.parametrize("recompute", ["none", "full"])
+@pytest.mark.parametrize("name", CASES)
+def test_a_training_step_holds_what_is_estimated(name: str, recompute: str) -> None:
+    precision, *numbers = CASES[name]
+    config = case(*numbers, f"parallel.recompute={recompute}", "trainer.preview_every=0")
+    estimate = estimate_training(config, "cpu", precision)
+    expected_gb = count_training_gb(config, precision)
+    assert estimate.gradients_gb + estimate.activations_gb == pytest.approx(expected_gb, rel=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", [BF16, FP32], ids=str)
+@pytest.mark.parametrize("recompute", ["none", "full"])
+@pytest.mark.parametrize("model", ["7b", "14b"])
+def test_a_step_of_a_released_size_holds_what_is_estimated(
+    model: str, recompute: str, precision: Precision
+) -> None:
+    config = guide(model, f"parallel.recompute={recompute}", "trainer.preview_every=0")
+    estimate = estimate_training(config, "cpu", precision)
+    expected_gb = count_training_gb(config, precision)
+    assert estimate.gradients_gb + estimate.activations_gb == pytest.approx(expected_gb, rel=0.03)
+
+
+def test_a_run_of_the_trainer_holds_what_is_estimated(small_samples: Path, tmp_path: Path) -> None:
+    """With optimizer state and all, on real tensors; the first step makes the state."""
+    config = small_config(small_samples, "trainer.max_steps=2", "trainer.validate_every=0")
+    with LiveMemory() as memory:
+        trainer = trainer_of(config, tmp_path)
+        memory.add(trainer.denoiser.parameters())
+        trainer.train()
+    estimate = estimate_training(config, "cpu", FP32)
+    counted_gb = memory.peak / 1e9
+    assert estimate.total_gb - estimate.other_gb == pytest.approx(counted_gb, rel=0.08)
+    assert estimate.state_gb == pytest.approx(16e-9 * trainer.num_parameters)
+
+
+@pytest.mark.parametrize("precision", [BF16, FP32], ids=str)
+@pytest.mark.parametrize("sizes", ["num_layers=1", "num_layers=1 num_heads=8 mlp_ratio=6.0"])
+def test_a_forward_pass_of_generation_holds_what_is_estimated(
+    sizes: str, precision: Precision
+) -> None:
+    config = case(sizes, (57, 352, 640), 1, 1, "model.tokenizer.kind=toy")
+    dtype = torch.bfloat16 if precision is BF16 else torch.float32
+    expected_gb = count_forward_gb(config, precision, dtype)
+    estimate = estimate_generation(config, "cpu", precision)
+    assert estimate.activations_gb == pytest.approx(expected_gb, rel=0.08)
+
+
+@pytest.mark.parametrize("device_type", ["cuda", "cpu"])
+@pytest.mark.parametrize("clip", [(121, 704, 1280), (121, 352, 640), (57, 256, 320)], ids=str)
+def test_decoding_holds_what_is_estimated(clip: tuple[int, int, int], device_type: str) -> None:
+    # a tiny network, so that decoding needs most
+    config = case("num_layers=1 num_heads=1", clip, 1, 1, "generate.guidance=0")
+    dtype = torch.bfloat16 if device_type == "cuda" else torch.float32
+    estimate = estimate_generation(config, device_type, BF16)
+    expected_gb = count_decoding_gb(config, dtype)
+    assert estimate.activations_gb == pytest.approx(expected_gb, rel=0.12)
+
+
+def test_the_clip_of_the_guide_has_56320_tokens() -> None:
+    assert token_count(guide("7b")) == 56320
+
+
+def test_a_preview_counts_where_it_needs_more_than_a_step() -> None:
+    full = ("parallel.recompute=full", "model.tokenizer.path=folder")
+    for sizes, more_gb in (((), 0), (("model.num_layers=1", "model.num_heads=1"), 25)):
+        with_previews = guide("7b", *full, *sizes)
+        without = guide("7b", *full, *sizes, "trainer.preview_every=0")
+        difference = [estimate_training(c, "cpu", BF16).total_gb for c in (with_previews, without)]
+        assert difference[0] - difference[1] >= more_gb
+        assert (difference[0] > difference[1]) == (more_gb > 0)
+
+
+def test_the_breakdown_is_one_line() -> None:
+    assert str(Memory(28.9, 28.9, 57.9, 30.1, 1.6)) == (
+        "147 GB (weights 29, gradients 29, optimizer 58, activations 30, other 1.6)"
+    )
+    assert str(Memory(14.5, 0, 0, 0.034, 0)) == "15 GB (weights 14, activations 0.034)"
