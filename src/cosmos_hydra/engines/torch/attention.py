@@ -40,10 +40,10 @@ class Ulysses:
         return self._heads_for_tokens(out_BNLK)
 
     def _tokens_for_heads(self, x_BNlK: torch.Tensor) -> torch.Tensor:
-        B, N, l, K = x_BNlK.shape
-        x = x_BNlK.transpose(0, 1).reshape(self.size, N // self.size, B, l, K)
+        B, N, own_tokens, K = x_BNlK.shape
+        x = x_BNlK.transpose(0, 1).reshape(self.size, N // self.size, B, own_tokens, K)
         x = self._exchange(x)  # first axis: whose tokens
-        return x.permute(2, 1, 0, 3, 4).reshape(B, N // self.size, self.size * l, K)
+        return x.permute(2, 1, 0, 3, 4).reshape(B, N // self.size, self.size * own_tokens, K)
 
     def _heads_for_tokens(self, x_BNLK: torch.Tensor) -> torch.Tensor:
         B, n, L, K = x_BNLK.shape

@@ -64,7 +64,8 @@ class Previews:
     ) -> Path:
         """Write previews/step_N.png and an mp4 of each clip; return the picture's path.
 
-        Every rank samples, rank 0 writes. `check_stop`, called before every sampling step, may raise to leave it early.
+        Every rank samples, rank 0 writes. `check_stop`, called before every sampling step, may
+        raise to leave it early.
         """
         generate, objective = self.config.generate, self.config.model.objective
         latents = []

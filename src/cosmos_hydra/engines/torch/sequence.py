@@ -48,7 +48,7 @@ def share_tokens(
     def gather(module: nn.Module, inputs: Any, x_BlD: torch.Tensor) -> torch.Tensor:
         return _Gather.apply(x_BlD, group)
 
-    hooks = {
+    hooks: dict[str, Any] = {
         "patch_embed": cut_patches,
         "learnable_pos_embed": cut_positions,
         "rope": cut_rotary,

@@ -13,6 +13,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
+    ParallelStyle,
     PrepareModuleInput,
     RowwiseParallel,
     parallelize_module,
@@ -55,7 +56,7 @@ def _tensor_parallel(transformer: Any, tp: DeviceMesh, is_sequence_parallel: boo
     enter = PrepareModuleInput(input_layouts=(between,), desired_input_layouts=(Replicate(),))
     leave = RowwiseParallel(output_layouts=between)
     attention = {"to_q": ColwiseParallel(), "to_k": ColwiseParallel(), "to_v": ColwiseParallel()}
-    plan = {}
+    plan: dict[str, ParallelStyle] = {}
     for name in ("attn1", "attn2"):
         plan |= {name: enter, f"{name}.to_out.0": leave}
         plan |= {f"{name}.{projection}": style for projection, style in attention.items()}
