@@ -16,13 +16,26 @@ from torch.distributed._functional_collectives import (
     all_to_all_single_autograd,
 )
 from torch.distributed.device_mesh import DeviceMesh
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
+# cuDNN's is twice as fast as PyTorch's first choice on Hopper; the others serve what it does not
+PREFERRED = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
+
+
 def attend(q_BNLK: torch.Tensor, k_BNLK: torch.Tensor, v_BNLK: torch.Tensor) -> torch.Tensor:
     """Return softmax attention without a mask, by PyTorch's kernels."""
-    return torch.nn.functional.scaled_dot_product_attention(q_BNLK, k_BNLK, v_BNLK)
+    if q_BNLK.device.type != "cuda":
+        return torch.nn.functional.scaled_dot_product_attention(q_BNLK, k_BNLK, v_BNLK)
+    with sdpa_kernel(PREFERRED, set_priority=True):
+        return torch.nn.functional.scaled_dot_product_attention(q_BNLK, k_BNLK, v_BNLK)
 
 
 class Ulysses:

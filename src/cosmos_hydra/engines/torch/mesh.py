@@ -104,9 +104,14 @@ class Ranks:
     rank: int
     degrees: Degrees
     device: torch.device
-    mesh: DeviceMesh | None
+    # weights lie on this one: dp_replicate, dp_shard_cp (both flattened), tp
+    mesh: DeviceMesh | None = None
+    # ranks with other samples; with other tokens of the same samples; the latter with tp too
+    dp: DeviceMesh | None = None
+    cp: DeviceMesh | None = None
+    cp_tp: DeviceMesh | None = None
     # all ranks, over gloo, for the thread that writes checkpoints
-    cpu_group: dist.ProcessGroup | None
+    cpu_group: dist.ProcessGroup | None = None
 
     def wait(self) -> None:
         """Block until every rank is here."""
@@ -123,10 +128,10 @@ class Ranks:
 
     def sum_over_dp(self, values: torch.Tensor) -> torch.Tensor:
         """Return the sum over the ranks that work on different samples, on the CPU."""
-        if self.mesh is None:
+        if self.dp is None:
             return values
         total = values.to(self.device)
-        dist.all_reduce(total, group=self.mesh["dp"].get_group())
+        dist.all_reduce(total, group=self.dp.get_group())
         return total.cpu()
 
     def decide(self, action: Callable[[], T]) -> T:
@@ -156,13 +161,7 @@ class Ranks:
     @cached_property
     def dp_rank(self) -> int:
         """Return the place among the ranks that work on different samples."""
-        if self.mesh is None:
-            return 0
-        return self._place("dp_replicate") * self.degrees.dp_shard + self._place("dp_shard")
-
-    def _place(self, axis: str) -> int:
-        assert self.mesh is not None
-        return int(self.mesh.get_local_rank(axis))
+        return 0 if self.dp is None else int(self.dp.get_local_rank())
 
 
 def join(config: Config, device: torch.device) -> Ranks:
@@ -175,7 +174,7 @@ def join(config: Config, device: torch.device) -> Ranks:
     if problems:
         raise ConfigError(*problems)
     if world_size() == 1:
-        return Ranks(0, degrees, device, None, None)
+        return Ranks(0, degrees, device)
     if device.type == "cuda":
         device = torch.device("cuda", local_rank())
         torch.cuda.set_device(device)
@@ -184,7 +183,19 @@ def join(config: Config, device: torch.device) -> Ranks:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timedelta(hours=1))
     sizes = tuple(getattr(degrees, axis) for axis in AXES)
-    mesh = init_device_mesh(device.type, sizes, mesh_dim_names=AXES)
-    mesh["dp_replicate", "dp_shard"]._flatten("dp")
-    mesh["dp_shard", "cp"]._flatten("dp_shard_cp")
-    return Ranks(dist.get_rank(), degrees, device, mesh, dist.new_group(backend="gloo"))
+    axes = init_device_mesh(device.type, sizes, mesh_dim_names=AXES)
+    mesh = init_device_mesh(
+        device.type,
+        (degrees.dp_replicate, degrees.dp_shard * degrees.cp, degrees.tp),
+        mesh_dim_names=("dp_replicate", "dp_shard_cp", "tp"),
+    )
+    return Ranks(
+        rank=dist.get_rank(),
+        degrees=degrees,
+        device=device,
+        mesh=mesh,
+        dp=axes["dp_replicate", "dp_shard"]._flatten("dp"),
+        cp=axes["cp"],
+        cp_tp=axes["cp", "tp"]._flatten("cp_tp"),
+        cpu_group=dist.new_group(backend="gloo"),
+    )

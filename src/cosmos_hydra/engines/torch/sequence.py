@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 
 
 class Share:
@@ -17,6 +18,11 @@ class Share:
 
     def __init__(self, place: int, size: int) -> None:
         self.place, self.size = place, size
+
+    @classmethod
+    def of_rank(cls, mesh: DeviceMesh) -> "Share":
+        """Return this rank's share among the ranks of a mesh with one axis."""
+        return cls(mesh.get_local_rank(), mesh.size())
 
     def of(self, x: torch.Tensor, dim: int) -> torch.Tensor:
         """Return this rank's part along a dimension."""

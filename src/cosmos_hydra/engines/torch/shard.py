@@ -40,8 +40,8 @@ def parallelize(transformer: Any, config: Config, ranks: Ranks) -> None:
     if mesh is not None and degrees.tp > 1:
         _tensor_parallel(transformer, mesh["tp"], is_sequence_parallel)
     _set_attention(transformer, config, ranks)
-    if mesh is not None and (degrees.cp > 1 or is_sequence_parallel):
-        _share(transformer, mesh, is_sequence_parallel)
+    if degrees.cp > 1 or is_sequence_parallel:
+        _share(transformer, ranks, is_sequence_parallel)
     apply_recompute(transformer, parallel)
     if parallel.compile:
         for block in transformer.transformer_blocks:
@@ -68,23 +68,20 @@ def _tensor_parallel(transformer: Any, tp: DeviceMesh, is_sequence_parallel: boo
 def _set_attention(transformer: Any, config: Config, ranks: Ranks) -> None:
     over_all: Kernel = attend
     own_heads = config.model.num_heads // ranks.degrees.tp
-    if ranks.mesh is not None and ranks.degrees.cp > 1:
+    if ranks.cp is not None and ranks.degrees.cp > 1:
         is_divisible = own_heads % ranks.degrees.cp == 0
-        over_all = (Ulysses if is_divisible else GatheredKeys)(attend, ranks.mesh["cp"])
+        over_all = (Ulysses if is_divisible else GatheredKeys)(attend, ranks.cp)
     for block in transformer.transformer_blocks:
         block.attn1.set_processor(BlockAttention(over_all))
         block.attn2.set_processor(BlockAttention(attend))
 
 
-def _share(transformer: Any, mesh: DeviceMesh, is_sequence_parallel: bool) -> None:
-    cp = Share(mesh.get_local_rank("cp"), mesh["cp"].size())
-    if not is_sequence_parallel:
-        share_tokens(transformer, cp, cp, mesh["cp"].get_group())
-        return
-    both = mesh["cp", "tp"]._flatten("cp_tp")
-    tp = mesh["tp"].size()
-    tokens = Share(cp.place * tp + mesh.get_local_rank("tp"), cp.size * tp)
-    share_tokens(transformer, tokens, cp, both.get_group())
+def _share(transformer: Any, ranks: Ranks, is_sequence_parallel: bool) -> None:
+    assert ranks.cp is not None
+    assert ranks.cp_tp is not None
+    cp = Share.of_rank(ranks.cp)
+    group = ranks.cp_tp if is_sequence_parallel else ranks.cp
+    share_tokens(transformer, Share.of_rank(group), cp, group.get_group())
 
 
 def _fully_shard(transformer: Any, mesh: DeviceMesh, precision: Precision) -> None:
