@@ -4,7 +4,7 @@ Unusual choices:
 - the padding-mask channel is concatenated here and counted in `in_channels`, so that any batch
   size works and torchvision is not needed; the weights are the same;
 - q/k norm epsilon is 1e-6 as in the original, not the class's 1e-5;
-- diffusers' default initialisation is not made for training from scratch: `initialise` is.
+- diffusers' default initialisation is not made for training from scratch: `initial` is.
 Legend: B batch, C channels, F latent frames, H W latent height/width, T text tokens, D text dim.
 """
 

@@ -15,7 +15,7 @@ from cosmos_hydra import files
 from cosmos_hydra.config import ModelConfig
 from cosmos_hydra.engines.torch.state import fill_part
 from cosmos_hydra.errors import ConfigError, StageError
-from cosmos_hydra.reading import open_tensors, plain_name, read_json, shown
+from cosmos_hydra.reading import listed, open_tensors, plain_name, read_json, shown
 
 CLASS_NAME = "CosmosTransformer3DModel"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -130,10 +130,7 @@ def load_transformer(transformer: nn.Module, folder: Path) -> str:
             raise StageError(f"{path} cannot be read ({error})") from error
     problems += [f"missing {name}" for name in sorted(missing)]
     if problems:
-        shown_problems = "; ".join(problems[:20]) + (
-            f"; and {len(problems) - 20} more" * (len(problems) > 20)
-        )
-        raise StageError(f"{folder} does not fit the model: {shown_problems}")
+        raise StageError(f"{folder} does not fit the model: {listed(problems)}")
     return weights_hash(folder)
 
 

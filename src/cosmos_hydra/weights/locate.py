@@ -24,9 +24,9 @@ class Located:
         """Return a hash of the weights' files."""
         if self.checkpoint is None:
             return diffusers.weights_hash(self.transformer)
-        # not of .metadata, which holds the place and a random name
         hashes = self.checkpoint.manifest["files"].items()
-        return sha256_of_json({name: h for name, h in hashes if name.endswith(".distcp")})
+        state = f"{checkpoint.STATE}/"
+        return sha256_of_json({name: h for name, h in hashes if name.startswith(state)})
 
     def __str__(self) -> str:
         if self.checkpoint is None:

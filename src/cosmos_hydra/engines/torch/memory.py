@@ -68,6 +68,7 @@ class Memory:
     optimizer_gb: float
     activations_gb: float
     other_gb: float
+    checkpoint_gb: float = 0.0  # the copy that is being written while training goes on
 
     @property
     def state_gb(self) -> float:
@@ -76,7 +77,7 @@ class Memory:
 
     @property
     def total_gb(self) -> float:
-        return self.state_gb + self.activations_gb + self.other_gb
+        return self.state_gb + self.activations_gb + self.other_gb + self.checkpoint_gb
 
     def __str__(self) -> str:
         """Return the breakdown as one line."""
@@ -109,6 +110,8 @@ def estimate_training(config: Config, device_type: str, precision: Precision) ->
         gradients=gradients,
         optimizer=2 * FLOAT32 * parameters,
         activations=peak - gradients,
+        # a GPU's copy lies in main memory
+        checkpoint=3 * FLOAT32 * parameters if device_type == "cpu" else 0,
     )
 
 
@@ -132,9 +135,11 @@ def _memory(
     activations: float,
     gradients: float = 0,
     optimizer: float = 0,
+    checkpoint: float = 0,
 ) -> Memory:
     other = CPU_GB if device_type == "cpu" else CUDA_GB + CUDA_GAPS * activations / 1e9
-    return Memory(weights / 1e9, gradients / 1e9, optimizer / 1e9, activations / 1e9, other)
+    state = (weights / 1e9, gradients / 1e9, optimizer / 1e9)
+    return Memory(*state, activations / 1e9, other, checkpoint / 1e9)
 
 
 def _step_bytes(config: Config, precision: Precision) -> float:

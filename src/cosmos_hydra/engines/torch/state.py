@@ -15,16 +15,20 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from cosmos_hydra.weights.torch_metadata import read_metadata
+from cosmos_hydra.errors import StageError
+from cosmos_hydra.reading import listed, shown
+from cosmos_hydra.weights.torch_metadata import StoredFolder, read_metadata
 
 Table = dict[str, torch.Tensor]
 WEIGHT = "weight"
 MOMENTS = ("exp_avg", "exp_avg_sq")
+KINDS = (WEIGHT, *MOMENTS, "step")
 
 
 class WholeTensor(Protocol):
@@ -52,21 +56,69 @@ def copy_to_cpu(table: Table) -> Table:
 
 
 def write(table: Table, folder: Path, group: dist.ProcessGroup | None) -> None:
-    """Write a table; called by every rank of `group`, a gloo group, or by one process alone."""
-    writer = FileSystemWriter(folder, single_file_per_rank=True, sync_files=True, thread_count=1)
-    with _quiet():
-        dcp.save(table, storage_writer=writer, process_group=group, no_dist=group is None)
+    """Write a table; called by every rank of `group`, a gloo group, or by one process alone.
+
+    Raises: on every rank what went wrong on the first that failed.
+    """
+    writer = _Writer(folder, single_file_per_rank=True, sync_files=True, thread_count=1)
+    try:
+        with _quiet():
+            dcp.save(table, storage_writer=writer, process_group=group, no_dist=group is None)
+    except CheckpointException as error:
+        raise _cause(error) from error
+
+
+class _Writer(FileSystemWriter):
+    """Write the same bytes for the same table, wherever and whenever."""
+
+    def storage_meta(self) -> None:
+        """Leave out the folder's place and a random name."""
+
+
+def _cause(error: CheckpointException) -> BaseException:
+    """Return what it wraps; it is no Exception itself, so that nobody would catch it."""
+    cause, _ = next(iter(error.failures.values()))
+    return cause
 
 
 def read_into(table: Table, folder: Path, group: dist.ProcessGroup | None) -> None:
     """Fill tensors, or this rank's parts of them, from a folder of any mesh.
 
-    Raises: StageError when the folder's `.metadata` could run code.
+    Raises: StageError listing every missing, unexpected and misshapen key, or when the folder's
+    `.metadata` could run code.
     """
-    read_metadata(folder)  # refuses what torch's reader would run
+    # refuses what torch's reader would run
+    problems = _misfits(table, read_metadata(folder))
+    if problems:
+        raise StageError(f"checkpoint {folder.parent} does not fit the model: {listed(problems)}")
     reader = FileSystemReader(folder)
-    with _quiet():
-        dcp.load(table, storage_reader=reader, process_group=group, no_dist=group is None)
+    try:
+        with _quiet():
+            dcp.load(table, storage_reader=reader, process_group=group, no_dist=group is None)
+    except CheckpointException as error:
+        raise StageError(
+            f"checkpoint {folder.parent} cannot be read ({shown(_cause(error))})"
+        ) from error
+
+
+def _misfits(table: Table, stored: StoredFolder) -> list[str]:
+    """Return a line for all that keeps a folder from filling a table; weights may come alone."""
+    left_out = {kind for kind in KINDS if not any(name.startswith(f"{kind}.") for name in table)}
+    found = {*stored.tensors, *stored.objects}
+    problems = [
+        f"unexpected {shown(name)}"
+        for name in sorted(found - table.keys())
+        if name.partition(".")[0] not in left_out
+    ]
+    for name, tensor in table.items():
+        there = stored.tensors.get(name)
+        if there is None:
+            problems.append(f"missing {name}")
+        elif there.shape != tuple(tensor.shape):
+            problems.append(f"{name} is {list(there.shape)}, not {list(tensor.shape)}")
+        elif not getattr(torch, there.dtype).is_floating_point:
+            problems.append(f"{name} is {there.dtype}, not a floating type")
+    return problems
 
 
 @contextmanager
