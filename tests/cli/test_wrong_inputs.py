@@ -116,7 +116,9 @@ def test_weights_of_another_architecture_are_refused_before_generating(
     assert files_below(source) == before
 
 
-@pytest.mark.parametrize("name", ["../elsewhere", "a/../../elsewhere", "{tmp_path}/elsewhere", ".."])
+@pytest.mark.parametrize(
+    "name", ["../elsewhere", "a/../../elsewhere", "{tmp_path}/elsewhere", ".."]
+)
 def test_a_name_that_leaves_the_runs_is_refused(
     command: Command, tmp_path: Path, name: str
 ) -> None:

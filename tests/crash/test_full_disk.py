@@ -94,7 +94,7 @@ MOMENTS = {
     "showing data": ("rarely_saved", "engines.torch.previews.Previews.show_data", 1, 4096),
     "a step": ("rarely_saved", "engines.torch.trainer.Trainer._update", 6, 0),
     "a preview": ("rarely_saved", "engines.torch.previews.generate_latent", 3, 4096),
-    "a save": ("rarely_saved", "engines.torch.checkpoint.save", 2, 1 << 20),
+    "a save": ("rarely_saved", "engines.torch.saving.Saver._write", 2, 1 << 20),
     "an overview": ("rarely_saved", "stages.post_train.draw_overview", 1, 4096),
     "a report": ("rarely_saved", "stages.post_train.write_report", 1, 4096),
     "sampling": ("generate", "sampling.videos.generate_latent", 2, 0),

@@ -11,7 +11,7 @@ from traces import assert_same, traces
 from undisturbed import begin, check_what_counts, finish, wall_s, whole
 
 SEED = 1
-SAVE = "cosmos_hydra.engines.torch.trainer.Trainer._save"
+SAVE = "cosmos_hydra.engines.torch.saving.Saver._write"
 
 
 def kill_at_random(stage: str, folder: Path, kills: int) -> None:

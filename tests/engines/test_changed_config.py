@@ -193,7 +193,7 @@ def test_the_weights_a_run_began_with_may_move_or_be_left_out_but_not_be_others(
     folder = shutil.copytree(post_trained, tmp_path / "here")
     step = runs.step_folder(folder / "source", 2)
     # the run's config names post_trained/source, which is still there to compare with
-    for same in (folder / "source", step, step / "transformer"):
+    for same in (folder / "source", step):
         assert goes_on(folder, small_samples, f"{key}={same}")
     assert goes_on(folder, small_samples, "resume.path=null")
     assert not goes_on(folder, small_samples, f"{key}={folder / 'one'}")

@@ -170,7 +170,7 @@ def test_what_a_kill_left_behind_is_ignored_and_replaced(run: Path, small_sample
     assert open_checkpoint(checkpoints / "step_000005").step == 5
 
 
-@pytest.mark.parametrize("name", ["state/__0_0.distcp", "state/.metadata", "manifest.json"])
+@pytest.mark.parametrize("name", ["state/__0_0.distcp", "state/.metadata"])
 def test_a_disk_that_does_not_take_a_checkpoint_is_one_line_and_keeps_the_others(
     run: Path, small_samples: Path, name: str
 ) -> None:

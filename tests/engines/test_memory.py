@@ -3,7 +3,10 @@
 Most are counted on fake tensors, which lets a clip of the released size run here.
 """
 
+import itertools
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,12 +15,14 @@ from live_memory import LiveMemory, count_decoding_gb, count_forward_gb, count_t
 from small_runs import small_config, trainer_of
 
 from cosmos_hydra.config import Config, Precision
+from cosmos_hydra.engines.torch import state
 from cosmos_hydra.engines.torch.memory import (
     Memory,
     estimate_generation,
     estimate_training,
     token_count,
 )
+from cosmos_hydra.engines.torch.step import Outcome, Stepper
 
 BF16, FP32 = Precision.bf16, Precision.fp32
 # few layers, as counting takes time for each; frames, height and width of the clip; batch sizes
@@ -66,9 +71,26 @@ def test_a_step_of_a_released_size_holds_what_is_estimated(
     assert estimate.gradients_gb + estimate.activations_gb == pytest.approx(expected_gb, rel=0.03)
 
 
-def test_a_run_of_the_trainer_holds_what_is_estimated(small_samples: Path, tmp_path: Path) -> None:
-    """With optimizer state and all, on real tensors; the first step makes the state."""
-    config = small_config(small_samples, "trainer.max_steps=2", "trainer.validate_every=0")
+def test_a_run_of_the_trainer_holds_what_is_estimated(
+    small_samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With optimizer state and all, on real tensors, and a step while a checkpoint is written."""
+    overrides = ["trainer.max_steps=2", "trainer.save_every=1", "trainer.validate_every=0"]
+    config = small_config(small_samples, *overrides)
+    applied, count = threading.Event(), itertools.count(1)
+    apply, write = Stepper.apply, state.write
+
+    def applying(self: Stepper, outcome: Outcome) -> None:
+        if next(count) == 2:
+            applied.set()
+        apply(self, outcome)
+
+    def writing(*arguments: Any) -> None:
+        assert applied.wait(60)
+        write(*arguments)
+
+    monkeypatch.setattr(Stepper, "apply", applying)
+    monkeypatch.setattr(state, "write", writing)
     with LiveMemory() as memory:
         trainer = trainer_of(config, tmp_path)
         memory.add(trainer.denoiser.parameters())
@@ -77,6 +99,8 @@ def test_a_run_of_the_trainer_holds_what_is_estimated(small_samples: Path, tmp_p
     counted_gb = memory.peak / 1e9
     assert estimate.total_gb - estimate.other_gb == pytest.approx(counted_gb, rel=0.08)
     assert estimate.state_gb == pytest.approx(16e-9 * trainer.num_parameters)
+    assert estimate.checkpoint_gb == pytest.approx(12e-9 * trainer.num_parameters)
+    assert estimate_training(config, "cuda", FP32).checkpoint_gb == 0
 
 
 @pytest.mark.parametrize("precision", [BF16, FP32], ids=str)
@@ -119,5 +143,8 @@ def test_a_preview_counts_where_it_needs_more_than_a_step() -> None:
 def test_the_breakdown_is_one_line() -> None:
     assert str(Memory(28.9, 28.9, 57.9, 30.1, 1.6)) == (
         "147 GB (weights 29, gradients 29, optimizer 58, activations 30, other 1.6)"
+    )
+    assert str(Memory(29, 29, 58, 30, 0.3, 87)) == (
+        "233 GB (weights 29, gradients 29, optimizer 58, activations 30, other 0.3, checkpoint 87)"
     )
     assert str(Memory(14.5, 0, 0, 0.034, 0)) == "15 GB (weights 14, activations 0.034)"

@@ -9,7 +9,15 @@ import pytest
 import torch
 from conftest import SMALL, Command
 from safetensors.torch import load_file, save_file
-from small_runs import SAMPLES, assert_same_tensors, rows_of, small_config, state_of, train
+from small_runs import (
+    SAMPLES,
+    assert_same_tensors,
+    rows_of,
+    small_config,
+    state_of,
+    train,
+    weight_of,
+)
 
 from cosmos_hydra import files, runs
 from cosmos_hydra.data.loader import sample_ids
@@ -56,7 +64,7 @@ def test_a_step_with_a_bad_sample_changes_nothing_and_names_the_sample(
     assert "trained 4 steps in " in outcome.stdout
     assert ", 1 of them skipped\n" in outcome.stdout
     assert_same_tensors(state_of(run, 2), state_of(run, 3))
-    assert not torch.equal(*(state_of(run, step)["proj_out.weight"] for step in (3, 4)))
+    assert not torch.equal(*(weight_of(run, step, "proj_out.weight") for step in (3, 4)))
     row = rows_of(run)[2]
     assert (row["loss"], row["grad_norm"], row["skipped"]) == (None, None, True)
     assert [row["step"] for row in rows_of(run) if row.get("skipped")] == [3]
@@ -74,11 +82,11 @@ def test_a_gradient_alone_that_is_infinite_names_all_samples_of_the_step(
 ) -> None:
     update = Trainer._update
 
-    def overflow(self: Trainer, batches: list) -> tuple:
+    def overflow(self: Trainer, ids: list, batches: list) -> tuple:
         weight = self.transformer.proj_out.weight
         hook = weight.register_hook(lambda g: g * math.inf if self.step == 1 else g)
         try:
-            return update(self, batches)
+            return update(self, ids, batches)
         finally:
             hook.remove()
 

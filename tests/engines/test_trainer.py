@@ -71,7 +71,7 @@ def test_every_trainable_parameter_has_a_gradient_after_two_steps(
     trainer = train(config, tmp_path)
     objective, ids = trainer.config.model.objective, trainer.store.splits[TRAIN]
     for batch in Loader(trainer.store, ids, objective, 0, 2, 2).load(step=2):
-        trainer._losses(batch).sum().backward()
+        trainer.stepper._losses(batch).sum().backward()
     without = [
         name
         for name, parameter in trainer.transformer.named_parameters()

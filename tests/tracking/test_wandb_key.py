@@ -77,9 +77,7 @@ def test_stages_that_track_nothing_need_no_key(command: Command, tmp_path: Path)
 
 
 @pytest.mark.parametrize("mode", ["off", "offline"])
-def test_without_a_connection_no_key_is_needed(
-    command: Command, tmp_path: Path, mode: str
-) -> None:
+def test_without_a_connection_no_key_is_needed(command: Command, tmp_path: Path, mode: str) -> None:
     code, stderr = online(command, tmp_path, f"log.wandb={mode}")
     assert code == 1
     assert "holds no samples" in stderr

@@ -104,7 +104,4 @@ class Saver:
 def _explained(folder: Path, error: Exception) -> StageError:
     number = storage_errno(error)
     reason, advice = (os.strerror(number), STORAGE[number]) if number else (error, "try again")
-    return StageError(
-        f"checkpoint {folder} cannot be written ({reason}); "
-        f"{advice}, the same command goes on from the one before"
-    )
+    return StageError(f"checkpoint {folder} cannot be written ({reason}); {advice}")

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -17,10 +17,12 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.logger import _dcp_logger
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
+from cosmos_hydra import files
 from cosmos_hydra.errors import StageError
 from cosmos_hydra.reading import listed, shown
 from cosmos_hydra.weights.torch_metadata import StoredFolder, read_metadata
@@ -29,6 +31,7 @@ Table = dict[str, torch.Tensor]
 WEIGHT = "weight"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 KINDS = (WEIGHT, *MOMENTS, "step")
+_dcp_logger.propagate = False  # what it shows as an error is raised as well
 
 
 class WholeTensor(Protocol):
@@ -74,11 +77,21 @@ class _Writer(FileSystemWriter):
     def storage_meta(self) -> None:
         """Leave out the folder's place and a random name."""
 
+    def write_data(self, plan: Any, planner: Any) -> Any:
+        """Write this rank's part; the disk's error, which torch's zip hides, comes out."""
+        with files.naming(Path(self.path)):
+            return super().write_data(plan, planner)
+
 
 def _cause(error: CheckpointException) -> BaseException:
     """Return what it wraps; it is no Exception itself, so that nobody would catch it."""
     cause, _ = next(iter(error.failures.values()))
     return cause
+
+
+def _reason(error: CheckpointException) -> str:
+    cause = _cause(error)
+    return shown(str(cause) or type(cause).__name__)
 
 
 def read_into(table: Table, folder: Path, group: dist.ProcessGroup | None) -> None:
@@ -96,9 +109,7 @@ def read_into(table: Table, folder: Path, group: dist.ProcessGroup | None) -> No
         with _quiet():
             dcp.load(table, storage_reader=reader, process_group=group, no_dist=group is None)
     except CheckpointException as error:
-        raise StageError(
-            f"checkpoint {folder.parent} cannot be read ({shown(_cause(error))})"
-        ) from error
+        raise StageError(f"checkpoint {folder.parent} cannot be read ({_reason(error)})") from error
 
 
 def _misfits(table: Table, stored: StoredFolder) -> list[str]:
