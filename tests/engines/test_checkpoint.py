@@ -182,7 +182,9 @@ def test_a_disk_that_does_not_take_a_checkpoint_is_one_line_and_keeps_the_others
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, before[1]))
     try:
         saver.save(6, table, {})
-        with pytest.raises(StageError, match=r"step_000006 cannot be written \(File too large\); "):
+        with pytest.raises(
+            StageError, match=r"step_000006 cannot be written \(File too large\); allow"
+        ):
             saver.wait()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

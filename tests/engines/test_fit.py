@@ -165,7 +165,7 @@ def test_post_train_refuses_before_it_looks_at_samples(command: Command, tmp_pat
     assert outcome.code == 2
     memory, speed = outcome.stderr.splitlines()
     assert memory.startswith("cosmos-hydra: model=7b needs ")
-    assert "; parallel.recompute=full needs 1" in memory
+    assert "; parallel.recompute=full needs 2" in memory
     assert memory.endswith(FORCE)
     assert speed.startswith("cosmos-hydra: model=7b has 7.2 billion parameters: ")
     assert list(tmp_path.iterdir()) == []
