@@ -33,7 +33,7 @@ from cosmos_hydra.models.text import TextEmbedding, load_text_encoder
 from cosmos_hydra.models.tokenizer import load_tokenizer
 from cosmos_hydra.models.toy_tokenizer import ToyTokenizer
 from cosmos_hydra.models.transformer import build_transformer
-from cosmos_hydra.reading import sealed
+from cosmos_hydra.reading import SEAL, sealed
 from cosmos_hydra.weights import diffusers
 from cosmos_hydra.weights.locate import locate
 from cosmos_hydra.weights.torch_metadata import read_metadata
@@ -143,6 +143,7 @@ def reseal(folder: Path) -> None:
         name: files.sha256_of(folder / name) if (folder / name).is_file() else digest
         for name, digest in manifest["files"].items()
     }
+    del manifest[SEAL]  # of the manifest as it was
     (folder / runs.MANIFEST).write_bytes(sealed({**manifest, "files": hashes}))
 
 
