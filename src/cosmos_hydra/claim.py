@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
+from cosmos_hydra import files
 from cosmos_hydra.errors import StageError
 
 logger = logging.getLogger(__name__)
@@ -34,8 +35,9 @@ def claim(lock: Path, name: str) -> Iterator[None]:
                 logger.warning(f"{lock.parent} has a file system without locks: run one process")
             if not _is(lock, file.fileno()):
                 continue  # its former owner removed the file in between
-            _sign(file.fileno())
             try:
+                with files.naming(lock):
+                    _sign(file.fileno())
                 yield
             finally:
                 lock.unlink(missing_ok=True)

@@ -337,7 +337,7 @@ class GenerateConfig:
 
 @dataclass
 class LogConfig:
-    # steps between lines on the console and rows in wandb; metrics.jsonl has every step
+    # steps between rows in wandb; metrics.jsonl has every step
     every: int = 1
     # off, offline (synchronised later with `wandb sync`) or online
     wandb: WandbMode = WandbMode.off

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
 
 from tqdm import tqdm
 
@@ -119,7 +120,7 @@ class Progress:
                 leave=False,
                 dynamic_ncols=True,
             )
-            if sys.stderr.isatty()
+            if _is_terminal(sys.stderr)
             else None
         )
 
@@ -157,6 +158,11 @@ def progress(title: str, total: int, unit: str, start: int = 0) -> Iterator[Prog
     finally:
         if shown.bar is not None:
             shown.bar.close()
+
+
+def _is_terminal(stream: TextIO) -> bool:
+    """Return whether a bar can be drawn; tqdm shows nothing on a terminal without a size."""
+    return stream.isatty() and os.get_terminal_size(stream.fileno()).columns > 0
 
 
 def duration(seconds: float) -> str:

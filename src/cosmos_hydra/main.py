@@ -35,7 +35,7 @@ from cosmos_hydra.logs import logging_to
 from cosmos_hydra.overrides import conf_folder, explain, quote_free_text, refuse_null_groups
 from cosmos_hydra.redaction import leaks, redact, redacted_output
 from cosmos_hydra.runs import run_directory
-from cosmos_hydra.signals import ending_in_one_line, ignore_all
+from cosmos_hydra.signals import ending_when_interrupted, ignore_all
 
 STAGES = {
     schema.Stage.preprocess: "cosmos_hydra.stages.preprocess:run",
@@ -79,11 +79,12 @@ def task(composed: DictConfig) -> object:
     try:
         with _hydra_raises(False):
             return _run(job, hydra_config)
-    except CosmosError as error:
-        if hydra_config.mode is RunMode.MULTIRUN:
+    except (CosmosError, OSError) as error:
+        problem = storage_error(error) if isinstance(error, OSError) else error
+        if problem is None or hydra_config.mode is RunMode.MULTIRUN:
             raise
         # SystemExit passes through Hydra without its own report
-        raise SystemExit(report(error)) from None
+        raise SystemExit(report(problem)) from None
     finally:
         if place.is_first():
             _discard_if_unused(job.directory)
@@ -194,7 +195,7 @@ def main() -> None:
     guard.install()
     OmegaConf.register_new_resolver("run_directory", run_directory, replace=True)
     entry = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")
-    with redacted_output(), ending_in_one_line():
+    with redacted_output(), ending_when_interrupted():
         _run_hydra(entry(task), arguments)
 
 

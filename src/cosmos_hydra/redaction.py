@@ -19,9 +19,12 @@ KNOWN = {
 }
 # whole words: TOKENIZERS_PARALLELISM and KEYBOARD are none of these
 LIKELY = re.compile(
-    r".*(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY|CREDENTIAL)S?(_.*)?", re.I
+    r"(?!.*_(FILE|PATH|DIR|NAME|URL)$)"
+    r".*(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY|CREDENTIAL)S?(_.*)?",
+    re.IGNORECASE,
 )
-RANDOM = re.compile(r"(?=.*[0-9])(?=.*[A-Za-z])[^\s/~.]\S{15,}")  # neither words nor a path
+# neither words, nor a path, nor an address
+RANDOM = re.compile(r"(?=.*[0-9])(?=.*[A-Za-z])(?!.*://)[^\s/~.]\S{15,}")
 # tokens of the Hub, of Weights & Biases (new form) and of the common forges
 TOKENS = re.compile(
     r"(?<![A-Za-z0-9])"
@@ -62,22 +65,24 @@ def _password(url: str) -> str:
 def redact(text: str) -> str:
     """Return a text with every known secret, and what looks like one, as stars."""
     for value in sorted(secrets(), key=len, reverse=True):
-        text = text.replace(value, STARS)
+        text = re.sub(re.escape(value), STARS, text, flags=re.IGNORECASE)
     return PASSWORDS.sub(STARS, TOKENS.sub(STARS, text))
 
 
 def leaks(settings: Iterable[str]) -> list[str]:
     """Return a line for every `key=value` that holds a secret; its value is not shown."""
     return [
-        f"{setting.partition('=')[0]} holds {_name_of_secret(setting)}, which would be stored "
-        f"with the run; give secrets only as environment variables (HF_TOKEN, WANDB_API_KEY)"
+        f"{redact(setting.partition('=')[0])} holds {_description(setting)}, which would be "
+        f"stored with the run; give secrets only as environment variables (HF_TOKEN, WANDB_API_KEY)"
         for setting in settings
         if redact(setting) != setting
     ]
 
 
-def _name_of_secret(text: str) -> str:
-    names = [f"the value of {name}" for value, name in secrets().items() if value in text]
+def _description(text: str) -> str:
+    names = [
+        f"the value of {name}" for value, name in secrets().items() if value.lower() in text.lower()
+    ]
     return names[0] if names else "what looks like a token or password"
 
 

@@ -4,64 +4,55 @@ Where nothing can be lost a signal ends the program at once; a training loop ask
 instead and stops at its next safe point. Imports nothing slow: it is in force from the start.
 """
 
-import math
+import os
 import signal
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import NoReturn
 
 PREEMPTING = (signal.SIGTERM, signal.SIGUSR2)
 STOPPING = (signal.SIGINT, *PREEMPTING)
-BURST_S = 1.0  # schedulers send several at once
 INTERRUPTED, PREEMPTED = 130, 75  # exit codes
-
-
-class Stopped(BaseException):
-    """A preempting signal came where the program can end at once.
-
-    Like KeyboardInterrupt no Exception, so that no library takes it for a failure of its own.
-    """
+STDERR = 2
 
 
 def stop_at_once() -> None:
-    """Make preempting signals raise Stopped in the main thread, several at once only one."""
-    last_s = -math.inf
+    """Make preempting signals end the process with a line on stderr and exit code 75.
+
+    No exception, which what it interrupts would swallow now and then (imports, weak references);
+    what is on disk is whole, and what is half done is swept away by the next who claims it.
+    """
 
     def handle(number: int, frame: FrameType | None) -> None:
-        nonlocal last_s
-        if time.monotonic() - last_s > BURST_S:
-            last_s = time.monotonic()
-            raise Stopped(signal.Signals(number).name)
+        with suppress(OSError):  # the terminal may be gone
+            os.write(STDERR, _farewell(f"stopped by {signal.Signals(number).name}").encode())
+        os._exit(PREEMPTED)
 
     for number in PREEMPTING:
         signal.signal(number, handle)
+
+
+@contextmanager
+def ending_when_interrupted() -> Iterator[None]:
+    """End the program when Ctrl-C arrives here: a line on stderr and exit code 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        ignore_all()
+        with suppress(OSError):
+            sys.stderr.write(_farewell("interrupted"))
+        sys.exit(INTERRUPTED)
+
+
+def _farewell(reason: str) -> str:
+    return f"cosmos-hydra: {reason}; the same command goes on from here\n"
 
 
 def ignore_all() -> None:
     """Let nothing interrupt what is left to do: the exit code is decided."""
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
-
-
-@contextmanager
-def ending_in_one_line() -> Iterator[None]:
-    """End the program when Ctrl-C or Stopped arrive here: a line on stderr, exit code 130 or 75."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        _end("interrupted", INTERRUPTED)
-    except Stopped as stopped:
-        _end(f"stopped by {stopped}", PREEMPTED)
-
-
-def _end(reason: str, code: int) -> NoReturn:
-    ignore_all()
-    with suppress(OSError):  # the terminal may be gone
-        sys.stderr.write(f"cosmos-hydra: {reason}; the same command goes on from here\n")
-    sys.exit(code)
 
 
 class StopAsked(Exception):

@@ -74,8 +74,10 @@ NUMBERS = (
 )
 
 
-@pytest.mark.parametrize("below", BELOW)
-@pytest.mark.parametrize("key", ["resume.path", "model.weights.path"])
+@pytest.mark.parametrize(
+    ("key", "below"),
+    [("model.weights.path", BELOW[0]), ("resume.path", BELOW[1]), ("resume.path", BELOW[2])],
+)
 def test_weights_of_another_architecture_are_refused_before_training(
     command: Command, small_samples: Path, source: Path, tmp_path: Path, key: str, below: str
 ) -> None:
@@ -132,13 +134,30 @@ def test_a_name_that_leaves_the_runs_is_refused(
     assert files_below(tmp_path) == ["work"]
 
 
-def test_a_name_with_folders_stays_below_the_runs(
-    command: Command, small_samples: Path, tmp_path: Path
+@pytest.mark.parametrize("device", ["gpu", "mps", "cuda:-1"])
+def test_a_device_of_another_kind_is_refused(command: Command, tmp_path: Path, device: str) -> None:
+    refused = command("stage=preprocess", f"engine.device='{device}'", cwd=tmp_path)
+    assert (refused.code, refused.stderr) == (
+        2,
+        f"cosmos-hydra: engine.device={device} is no device; use auto, cpu or cuda\n",
+    )
+    assert files_below(tmp_path) == []
+
+
+def test_a_gpu_beyond_the_last_is_refused(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    typed = ("stage=post_train", *SMALL, f"data.path={small_samples / SAMPLES}")
-    typed += ("trainer.max_steps=1", "trainer.validate_every=0")
-    assert command(*typed, "name=team/one", cwd=tmp_path).code == 0
-    assert runs.steps(tmp_path / "runs/team/one") == [1]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    refused = command("stage=post_train", "engine.device='cuda:2'", cwd=tmp_path)
+    assert (refused.code, refused.stderr) == (
+        2,
+        (
+            "cosmos-hydra: engine.device=cuda:2 but torch sees 2 CUDA devices, counted from "
+            "cuda:0; use cuda or auto\n"
+        ),
+    )
+    assert files_below(tmp_path) == []
 
 
 @pytest.fixture(scope="module")

@@ -33,6 +33,7 @@ AT_LEAST_0 = (
     "trainer.validate_every",
     "trainer.preview_every",
     "trainer.keep",
+    "trainer.max_skipped_steps",
     "optim.warmup_steps",
 )
 ABOVE_0 = (
@@ -164,6 +165,14 @@ def test_an_empty_name_is_refused() -> None:
     assert check(loaded("name=")) == [
         "name= is empty; it is the folder of the run below paths.runs"
     ]
+
+
+@pytest.mark.parametrize("name", ["..", "../one", "a/../../one", "/elsewhere/one"])
+def test_a_name_outside_the_runs_is_refused(name: str) -> None:
+    assert check(loaded(f"name={name}")) == [
+        f"name={name} leaves paths.runs; choose a plain name, or set paths.runs"
+    ]
+    assert check(loaded("name=team/one..two")) == []
 
 
 def test_all_problems_are_reported_at_once() -> None:

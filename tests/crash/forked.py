@@ -4,6 +4,7 @@ As a program this is a server: it imports everything, starts no thread, reads on
 forks a child for it and answers with what the child left. As a module it is the tests' client.
 """
 
+import atexit
 import gc
 import importlib
 import itertools
@@ -27,7 +28,8 @@ DISK = "disk"
 FILLER = "filler"
 CHANGES = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod")
 IMPORTS = (
-    *("decord", "diffusers", "transformers", "matplotlib.backends.backend_agg"),
+    *("av", "decord", "diffusers.models.transformers.transformer_cosmos", "transformers"),
+    *("matplotlib.backends.backend_agg", "PIL.PngImagePlugin", "cosmos_hydra.main"),
     *(f"cosmos_hydra.stages.{stage}" for stage in ("preprocess", "post_train", "generate")),
 )
 
@@ -45,9 +47,10 @@ class Hook:
     within: str = ""
     within_call: int = 1
     below: str = ""
-    # kill; signal (all `numbers` at once); storm (of `numbers`, till the end); fail (with `errno`);
-    # limit (no file grows over `size_bytes`); fill (the disk of `below`, but for `size_bytes`);
-    # mute (stdout goes to a full disk)
+    # kill: at once; cut: in the write that makes a file longer than `size_bytes`
+    # signal: all `numbers` at once; storm: of `numbers`, till the end
+    # fail: with `errno`; limit: no file grows over `size_bytes`
+    # fill: the disk of `below`, but for `size_bytes`; mute: stdout goes to a full disk
     do: str = "kill"
     numbers: Sequence[int] = ()
     errno: int = 0
@@ -67,13 +70,15 @@ class Ended:
 @cache
 def _server() -> subprocess.Popen[str]:
     # a process of its own, since that of the tests has threads; it ends when its stdin closes
-    return subprocess.Popen(
+    server = subprocess.Popen(
         [sys.executable, __file__],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
+    atexit.register(server.communicate)
+    return server
 
 
 def run(*arguments: str, cwd: Path, hooks: Sequence[Hook] = (), kill_s: float = LIMIT_S) -> Ended:
@@ -196,10 +201,14 @@ def _wrap(place: str, around: Callable[..., Any]) -> None:
 
 
 def _is_change(event: str, arguments: tuple[Any, ...], below: str) -> bool:
-    path = arguments[0]
-    if isinstance(path, int) or not str(Path.cwd() / os.fsdecode(path)).startswith(below):
+    if isinstance(arguments[0], int):
         return False
-    return event != "open" or bool(arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
+    path = Path.cwd() / os.fsdecode(arguments[0])
+    if event == "open":
+        is_one = bool(arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
+    else:
+        is_one = path.exists() != (event == "os.mkdir")
+    return is_one and str(path).startswith(below)
 
 
 def _act(hook: Hook, path: str | None) -> None:
@@ -221,6 +230,9 @@ def _act(hook: Hook, path: str | None) -> None:
     elif hook.do == "fill":
         fill(Path(hook.below), hook.size_bytes)
     else:
+        if hook.do == "cut":
+            signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_FSIZE, (hook.size_bytes, hook.size_bytes))
 
 

@@ -51,12 +51,46 @@ def kill_at_change(stage: str, folder: Path, call: int, within: str = "") -> boo
     return True
 
 
-@pytest.mark.parametrize("stage", ["preprocess", "post_train", "generate"])
-def test_two_kills_at_random_times(stage: str, tmp_path: Path) -> None:
-    kill_at_random(stage, tmp_path, 2)
+# what is being done when the next file that grows longer than so many bytes is the last
+CUTS = {
+    "rendering": ("preprocess", "data.sources.synthetic.render", 3, 1000),
+    "fitting": ("nemo", "models.toy_tokenizer.ToyTokenizer.save", 1, 1000),
+    "encoding": ("preprocess", "data.prepare.read_clip", 15, 500),
+    "encoding for NeMo": ("nemo", "data.prepare.read_clip", 15, 500),
+    "a step": ("rarely_saved", "tracking.record.Record.step", 6, 1200),
+    "a preview": ("rarely_saved", "engines.torch.previews.write_mp4", 4, 1000),
+    "weights": ("rarely_saved", "engines.torch.checkpoint.save", 2, 1 << 20),
+    "moments": ("rarely_saved", "engines.torch.checkpoint.save", 2, 12 << 20),
+    "a report": ("reported", "stages.post_train.write_report", 1, 20000),
+    "a video": ("generate", "sampling.videos.write_mp4", 3, 1000),
+    "a contact sheet": ("generate", "sampling.videos.save_picture", 1, 3000),
+}
 
 
-@pytest.mark.parametrize("call", random.Random(SEED).sample(range(1, 30), 1))
+@pytest.mark.parametrize(
+    "moment",
+    [pytest.param(m, marks=() if m == "encoding" else pytest.mark.slow) for m in CUTS],
+)
+def test_a_kill_in_the_middle_of_a_write(moment: str, tmp_path: Path) -> None:
+    stage, place, call, size_bytes = CUTS[moment]
+    cwd = tmp_path / "cwd"
+    typed = begin(stage, cwd)
+    hook = Hook(f"cosmos_hydra.{place}", call, do="cut", size_bytes=size_bytes)
+    ended = run(*typed, cwd=cwd, hooks=[hook])
+    assert (ended.code, ended.stderr) == (-signal.SIGXFSZ, "")
+    check_what_counts(cwd, stage)
+    finish(*typed, cwd=cwd)
+    assert_same(traces(cwd), whole(stage))
+
+
+@pytest.mark.parametrize(
+    ("stage", "kills"), [("preprocess", 1), ("post_train", 2), ("generate", 1)]
+)
+def test_a_few_kills_at_random_times(stage: str, kills: int, tmp_path: Path) -> None:
+    kill_at_random(stage, tmp_path, kills)
+
+
+@pytest.mark.parametrize("call", random.Random(SEED).sample(range(1, 25), 1))
 def test_a_kill_at_one_change_of_the_disk_in_a_save(tmp_path: Path, call: int) -> None:
     assert kill_at_change("post_train", tmp_path, call, SAVE)
 
@@ -75,10 +109,10 @@ def test_a_hundred_kills_at_random_times(stage: str, kills: int, tmp_path: Path)
 @pytest.mark.parametrize(
     ("stage", "within", "stride", "fewest"),
     [
-        ("post_train", SAVE, 1, 30),
-        ("post_train", "", 41, 10),
-        ("preprocess", "", 9, 20),
-        ("nemo", "", 23, 20),
+        ("post_train", SAVE, 1, 25),
+        ("post_train", "", 25, 10),
+        ("preprocess", "", 11, 20),
+        ("nemo", "", 19, 15),
         ("generate", "", 5, 10),
     ],
 )

@@ -4,6 +4,7 @@ A signal comes when one of our functions is called for the n-th time; at start-u
 its own, some time after the handler is there.
 """
 
+import random
 import re
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 from forked import Hook, run
 from traces import assert_same, traces
-from undisturbed import RUN, STAGES, begin, finish, whole
+from undisturbed import RUN, STAGES, begin, check_what_counts, finish, whole
 
 from cosmos_hydra import runs
 
@@ -67,13 +68,17 @@ MOMENTS = {
         3,
     ),
     "a storm from a step on": ("rarely_saved", [in_step(5, TERM, do="storm")], 5),
-    "the report": ("rarely_saved", [at("stages.post_train.write_report", 1, TERM)], 8),
+    "the report": ("reported", [at("stages.post_train.write_report", 1, TERM)], 8),
     "going": ("rarely_saved", [at("main._discard_if_unused", 1, USR2)], 8),
     "sampling": ("generate", [at("sampling.videos.generate_latent", 2, TERM)], 8),
     "writing a video": ("generate", [at("sampling.videos.write_mp4", 3, USR2)], 8),
-    "comparing": ("generate", [at("sampling.videos.write_nearest", 2, TERM)], 8),
+    "comparing": (
+        "generate",
+        [at("sampling.memorisation.TrainingClips.write_nearest", 2, TERM)],
+        8,
+    ),
 }
-IN_CI = ("encoding", "a preview", "the save it led to", "a storm from a step on", "sampling")
+IN_CI = ("encoding", "a preview", "a storm from a step on", "sampling")
 
 
 @pytest.mark.parametrize(
@@ -89,8 +94,7 @@ def test_a_stopped_command_goes_on_to_the_same_end(moment: str, tmp_path: Path) 
     assert STOPPED.fullmatch(ended.stderr)
     found = (runs.steps(cwd / RUN) or [None])[-1]
     assert found in (last_step if isinstance(last_step, range) else [last_step])
-    # neither temporary files nor locks
-    assert {path.name for path in cwd.rglob(".*")} <= {".hydra", ".metadata"}
+    check_what_counts(cwd, stage)
     finish(*typed, cwd=cwd)
     assert_same(traces(cwd), whole(stage))
 
@@ -117,27 +121,43 @@ def is_caught(status: str) -> bool:
     return mask is not None and bool(int(mask[1], 16) >> (TERM - 1) & 1)
 
 
-def wait_for_torch(process: "subprocess.Popen[str]") -> None:
-    """Wait until torch is being imported."""
-    maps = Path(f"/proc/{process.pid}/maps")
-    while "libtorch_cpu" not in maps.read_text():
-        time.sleep(0.001)
-
-
-@pytest.mark.parametrize("later_s", [0.0, 0.05, 0.2, 0.4, 0.8, None])
-def test_a_signal_at_start_up_leaves_nothing(later_s: float | None, tmp_path: Path) -> None:
-    process, _ = started(tmp_path)
-    if later_s is None:
-        wait_for_torch(process)
-    else:
-        time.sleep(later_s)
-    number = USR2 if later_s == 0.2 else TERM
+def stop_at_start_up(later_s: float, number: int, cwd: Path) -> None:
+    """Send a signal so long after the handler is there, and check the end."""
+    process, _ = started(cwd)
+    time.sleep(later_s)
     process.send_signal(number)
     _, stderr = process.communicate(timeout=60)
     name = signal.Signals(number).name
     assert stderr == f"cosmos-hydra: stopped by {name}; the same command goes on from here\n"
     assert process.returncode == 75
-    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("later_s", "number"), [(0.0, TERM), (0.05, USR2), (0.2, TERM), (0.4, USR2), (0.8, TERM)]
+)
+def test_a_signal_at_start_up_is_one_line(later_s: float, number: int, tmp_path: Path) -> None:
+    stop_at_start_up(later_s, number, tmp_path)
+
+
+def test_a_signal_while_torch_is_imported_is_one_line(tmp_path: Path) -> None:
+    process, _ = started(tmp_path)
+    maps = Path(f"/proc/{process.pid}/maps")
+    while "libtorch_cpu" not in maps.read_text():
+        time.sleep(0.001)
+    process.send_signal(TERM)
+    _, stderr = process.communicate(timeout=60)
+    assert stderr == "cosmos-hydra: stopped by SIGTERM; the same command goes on from here\n"
+    assert process.returncode == 75
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_two_hundred_signals_at_start_up(tmp_path: Path) -> None:
+    moments = random.Random(0)
+    for number in (TERM, USR2) * 100:
+        stop_at_start_up(moments.uniform(0, 1.5), number, tmp_path)
+    finish(*STAGES["preprocess"].typed, cwd=tmp_path)
+    assert_same(traces(tmp_path), whole("preprocess"))
 
 
 EXITING = """

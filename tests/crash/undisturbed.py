@@ -33,9 +33,13 @@ STAGES = {
     "preprocess": Stage(("stage=preprocess", *SMALL)),
     "nemo": Stage(("stage=preprocess", *SMALL, "data.format=nemo", "model.text_tokens=512")),
     "post_train": Stage((*TRAIN, "trainer.save_every=1", "log.report=false"), "preprocess"),
-    "rarely_saved": Stage((*TRAIN, "trainer.save_every=4"), "preprocess"),
+    "rarely_saved": Stage((*TRAIN, "trainer.save_every=4", "log.report=false"), "preprocess"),
+    "reported": Stage((*TRAIN, "trainer.save_every=4"), "preprocess"),
     "generate": Stage(
-        ("stage=generate", f"checkpoint={RUN}", "generate.videos_per_prompt=4", *SMALL[-2:]),
+        (
+            *("stage=generate", f"checkpoint={RUN}", "generate.videos_per_prompt=4"),
+            *("generate.steps=2", "generate.max_captions=1", "log.report=false"),
+        ),
         "post_train",
     ),
 }
@@ -86,7 +90,7 @@ def check_what_counts(cwd: Path, stage: str) -> None:
     counting = []
     for info in (cwd / SAMPLES).glob("[!.]*.info.json"):
         sample_id = info.name.partition(".")[0]
-        counting += [info, info.with_name(f"{sample_id}.video_latent.safetensors")]
+        counting += [info, *info.parent.glob(f"{sample_id}.video_latent.*")]
     for sidecar in (cwd / RUN / "videos").glob("[!.]*.json"):
         counting += [sidecar, sidecar.with_suffix(".mp4")]
     names = {path.relative_to(cwd).as_posix(): path for path in counting}

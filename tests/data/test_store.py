@@ -11,6 +11,7 @@ from raw_videos import small_config, write_moving_video
 from cosmos_hydra.data.prepare import prepare
 from cosmos_hydra.data.store import open_store
 from cosmos_hydra.errors import StageError
+from cosmos_hydra.reading import sealed
 
 CPU = torch.device("cpu")
 CAPTION = 'A robot, seen from the left, "lifts" (5 kg)'
@@ -191,8 +192,8 @@ def test_a_sample_that_makes_no_sense_is_one_error(root: Path, tmp_path: Path) -
         folder = tmp_path / str(number)
         shutil.copytree(root / "ours", folder)
         info = json.loads((folder / "0.info.json").read_text())
-        del info["sha256"]
-        (folder / "0.info.json").write_text(json.dumps(info | changes))
+        path = folder / "0.info.json"
+        path.write_bytes(sealed({key: info[key] for key in info if key != "sha256"} | changes))
         with pytest.raises(StageError, match=rf"sample 0 cannot be read \({reason}\); remove"):
             open_store(str(folder)).load("0")
 
@@ -236,7 +237,7 @@ def test_a_text_file_outside_the_folder_is_refused(root: Path, tmp_path: Path) -
     shutil.copytree(root / "ours", folder)
     info = json.loads((folder / "0.info.json").read_text())
     info["text"] = "../secret.safetensors"
-    del info["sha256"]
+    del info["sha256"], info["files"]
     (folder / "0.info.json").write_text(json.dumps(info))
     with pytest.raises(StageError, match=r"\(../secret.safetensors is no name of a file below"):
         open_store(str(folder)).load("0")

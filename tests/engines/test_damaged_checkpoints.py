@@ -109,6 +109,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         r"\(sha256, step, files, config, data, captions, fps missing or of another type\)",
     ),
     "no config": (lambda f: edit(f, config=None), r"\(config missing or of another type\)"),
+    "a config with other keys": (
+        lambda f: edit(f, config={"model": {"_target_": "os.system"}}),
+        r"manifest\.json \(its config does not fit: .*_target_",
+    ),
     "no data": (lambda f: edit(f, data=None), r"\(data missing or of another type\)"),
     "no files": (lambda f: edit(f, files=None), r"\(files missing or of another type\)"),
     "files that are a list": (lambda f: edit(f, files=[]), r"\(files missing or of another type\)"),

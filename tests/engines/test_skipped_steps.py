@@ -61,7 +61,7 @@ def test_a_step_with_a_bad_sample_changes_nothing_and_names_the_sample(
         f"warning: step 3 is skipped: loss nan, gradient norm nan; sample {name}\n"
         in outcome.stdout
     )
-    assert "trained 4 steps in " in outcome.stdout
+    assert "trained 4 steps, " in outcome.stdout
     assert ", 1 of them skipped\n" in outcome.stdout
     assert_same_tensors(state_of(run, 2), state_of(run, 3))
     assert not torch.equal(*(weight_of(run, step, "proj_out.weight") for step in (3, 4)))

@@ -66,6 +66,7 @@ def test_no_secret_is_ever_shown(
         monkeypatch.setenv(name, CANARY)
     monkeypatch.setenv("HTTPS_PROXY", proxy)
     monkeypatch.setattr(constants, "ENDPOINT", proxy)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     (tmp_path / ".netrc").write_text(f"machine api.wandb.ai login user password {CANARY}\n")
     screen = command("stage=doctor", "hydra.verbose=true", cwd=tmp_path)
     assert "the Hub does not answer" in screen.stdout

@@ -112,15 +112,15 @@ def test_the_key_of_another_server_is_none(
 ) -> None:
     write_netrc(tmp_path / "home/.netrc", PUBLIC)
     monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.lab.example:8443/")
-    assert online(command, tmp_path) == (2, REFUSED.format(host="wandb.lab.example"))
-    write_netrc(tmp_path / "home/.netrc", "wandb.lab.example")
+    assert online(command, tmp_path) == (2, REFUSED.format(host="wandb.lab.example:8443"))
+    write_netrc(tmp_path / "home/.netrc", "wandb.lab.example:8443")
     assert online(command, tmp_path)[0] == 1
     # a server that `wandb login --host` stored counts like one of the environment
     monkeypatch.delenv("WANDB_BASE_URL")
     assert online(command, tmp_path) == (2, REFUSED.format(host=PUBLIC))
     (tmp_path / "wandb-home").mkdir(exist_ok=True)
     (tmp_path / "wandb-home/settings").write_text(
-        "[default]\nbase_url = https://wandb.lab.example\n"
+        "[default]\nbase_url = https://wandb.lab.example:8443\n"
     )
     assert online(command, tmp_path)[0] == 1
 
@@ -153,6 +153,8 @@ class Server(BaseHTTPRequestHandler):
         elif "UpsertBucket" in query:
             bucket = {"id": "b", "name": "n", "displayName": "n", "historyLineCount": 0}
             data = {"upsertBucket": {"bucket": {**bucket, "project": project}, "inserted": True}}
+        elif "CreateRunFiles" in query:
+            data = {"createRunFiles": {"runID": "b", "uploadHeaders": [], "files": []}}
         content = json.dumps({"data": data}).encode()
         self.send_response(401 if self.is_closed else 200)
         self.send_header("Content-Type", "application/json")

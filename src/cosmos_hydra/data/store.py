@@ -21,6 +21,7 @@ from cosmos_hydra.data.clips import HELD_OUT, TRAIN
 from cosmos_hydra.data.pth import read_pth
 from cosmos_hydra.errors import StageError
 from cosmos_hydra.reading import (
+    SEAL,
     contained,
     open_tensors,
     plain_name,
@@ -117,7 +118,7 @@ class SampleStore:
             ) from error
 
     def _load(self, sample_id: str) -> Sample:
-        info = _read(contained(self.layout.folder, f"{sample_id}.info.json"), read_sealed)
+        info = _read(contained(self.layout.folder, f"{sample_id}.info.json"), _read_info)
         if self.layout.format is SampleFormat.nemo:
             latent_CFHW = self._tensor(info, f"{sample_id}.video_latent.pth", read_pth)
             text_TD = self._tensor(info, f"{sample_id}.t5_text_embeddings.pth", read_pth)
@@ -164,6 +165,13 @@ def _read(path: Path, read: Callable[[Path], Any]) -> Any:
         return read(path)
     except ValueError as error:
         raise ValueError(f"{path.name} is damaged") from error
+
+
+def _read_info(path: Path) -> dict[str, Any]:
+    info = read_sealed(path)
+    if "files" in info and SEAL not in info:
+        raise ValueError("its seal is gone")
+    return info
 
 
 def _reader(name: str) -> Callable[[Path], torch.Tensor]:

@@ -3,18 +3,15 @@
 Neither is ever shown, nor any value of the environment, and errors only by their kind.
 """
 
-import netrc
 import os
 from concurrent.futures import Future
 from importlib import metadata
-from pathlib import Path
 from threading import Thread
-from urllib.parse import urlsplit
 
 from cosmos_hydra.config import Config, TokenizerKind, WandbMode
 from cosmos_hydra.doctor.findings import Finding, fix, ok, warn
 from cosmos_hydra.doctor.packages import broken
-from cosmos_hydra.tracking.wandb import wandb_url
+from cosmos_hydra.tracking.wandb import has_wandb_key, wandb_host
 
 HUB_TIMEOUT_S = 6.0
 HUB_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
@@ -74,22 +71,8 @@ def wandb(config: Config) -> Finding:
     if problem:
         return worse(problem.text, problem.advice)
     version = metadata.version("wandb")
-    if os.environ.get("WANDB_API_KEY") or _netrc_has_key():
+    if has_wandb_key(wandb_host()):
         return ok(f"{version}, has a key")
     if config.log.wandb is WandbMode.online:
         return fix(f"{version}, has no key for log.wandb=online", "wandb login")
     return ok(f"{version}, has no key, log.wandb={config.log.wandb} needs none")
-
-
-def _netrc_has_key() -> bool:
-    """Return whether the password file has an entry for the configured server."""
-    given = os.environ.get("NETRC")
-    paths = [Path(given)] if given else [Path.home() / name for name in (".netrc", "_netrc")]
-    host = urlsplit(wandb_url()).netloc.rpartition("@")[2]
-    for path in paths:
-        try:
-            if netrc.netrc(str(path.expanduser())).authenticators(host):
-                return True
-        except (netrc.NetrcParseError, OSError):
-            continue
-    return False

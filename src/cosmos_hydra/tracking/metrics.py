@@ -30,11 +30,11 @@ def summary(rows: list[dict[str, Any]]) -> str:
     """Return what a run came to as one line."""
     steps = [row for row in rows if "loss" in row]
     validation = [row for row in rows if row.get("val_loss") is not None]
-    spent_s = sum(row.get("step_s", 0.0) for row in steps)
-    text = f"trained {len(steps)} steps in {spent_s:.0f} s of steps"
+    text = f"trained {len(steps)} step{'s' * (len(steps) != 1)}"
     if steps:
         step_s = statistics.median(row.get("step_s", 0.0) for row in steps)
-        text += f" (median {step_s:.3g} s, peak memory {steps[-1].get('mem_gb', 0.0):.3g} GB)"
+        mem_gb = steps[-1].get("mem_gb", 0.0)
+        text += f", {step_s:.3g} s each (median), peak memory {mem_gb:.3g} GB"
     skipped = sum(bool(row.get("skipped")) for row in steps)
     if skipped:
         text += f", {skipped} of them skipped"

@@ -18,7 +18,7 @@ from cosmos_hydra import config as schema
 from cosmos_hydra import files
 from cosmos_hydra.config import Config, WandbMode
 
-PUBLIC_SERVER = "https://api.wandb.ai"
+PUBLIC_HOSTS = ("api.wandb.ai", "api.forge.coreweave.com")  # the latter in newer clients
 START_TIMEOUT_S = 30.0
 FINISH_TIMEOUT_S = 60.0  # for what is still to upload; `wandb sync` uploads it later
 logger = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class Wandb:
             resume="allow",
             config=schema.to_dict(config),
             settings=wandb.Settings(
-                base_url=wandb_url(),
+                base_url=wandb_url() or wandb.Settings.model_fields["base_url"].default,
                 disable_code=True,
                 disable_git=True,
                 save_code=False,
@@ -92,8 +92,8 @@ class Wandb:
                 self.wandb.teardown()
 
 
-def wandb_url() -> str:
-    """Return the server's address: from the environment, else what `wandb login` stored.
+def wandb_url() -> str | None:
+    """Return the server in the environment, else of `wandb login --host`; None = the public one.
 
     A file ./wandb/settings has no say: the key would go wherever the folder's owner wants.
     """
@@ -101,14 +101,13 @@ def wandb_url() -> str:
     stored = configparser.ConfigParser(interpolation=None)
     with suppress(configparser.Error):
         stored.read(folder / "settings")
-    url = os.environ.get("WANDB_BASE_URL")
-    return url or str(stored.get("default", "base_url", fallback=PUBLIC_SERVER))
+    return os.environ.get("WANDB_BASE_URL") or stored.get("default", "base_url", fallback=None)
 
 
 def wandb_host() -> str:
     """Return the host of the server that wandb would talk to."""
     url = wandb_url()
-    return urlsplit(url).hostname or url
+    return urlsplit(url).netloc.rpartition("@")[2] or url if url else PUBLIC_HOSTS[0]
 
 
 def has_wandb_key(host: str) -> bool:
@@ -117,10 +116,13 @@ def has_wandb_key(host: str) -> bool:
         return True
     default = Path.home() / ("_netrc" if os.name == "nt" else ".netrc")
     file = Path(os.environ.get("NETRC", default)).expanduser()
+    hosts = PUBLIC_HOSTS if host in PUBLIC_HOSTS else (host,)
     try:
-        return netrc.netrc(file).authenticators(host) is not None
+        known = netrc.netrc(file)
     except (OSError, netrc.NetrcParseError):
         return False
+    # login, account, password
+    return any((known.authenticators(host) or ("", "", ""))[2] for host in hosts)
 
 
 def _run_id(run: Path) -> str:

@@ -40,7 +40,8 @@ GENERATION_FORWARD = 36  # with weights that are bf16 themselves
 FORWARD_MLP = 18  # beside the MLP, where that needs most
 INPUT = 4  # the input of a block, float32 in both precisions
 OUTSIDE = 12  # the position embedding before and after its norm, and its gradient
-LATENTS = 12  # float32 tensors like the latent, in the loss and around it
+LATENTS = 6  # float32 tensors like the latent, in the loss and around it
+TEXT = 4  # a number of the text, in float32
 
 # AutoencoderKLCosmos as released, decoding; counted over its live tensors at several clip sizes
 DECODER_PARAMETERS = 105.7e6
@@ -146,7 +147,8 @@ def _step_bytes(config: Config, precision: Precision) -> float:
     """Return the most that a training step holds beside weights and optimizer state."""
     model, cost, batch = config.model, COSTS[precision], config.trainer.micro_batch_size
     stream = batch * token_count(config) * width(model)
-    around = OUTSIDE * stream + LATENTS * _latent_bytes(config, batch)
+    text = TEXT * batch * model.text_tokens * model.text_dim
+    around = OUTSIDE * stream + LATENTS * _latent_bytes(config, batch) + text
     backward = around + cost.element * model.mlp_ratio * stream
     gradients = FLOAT32 * parameter_count(model)
     copies = _copied_weight_bytes(config, precision)
