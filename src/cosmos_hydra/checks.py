@@ -77,6 +77,7 @@ def _ranges(config: Config) -> Iterator[str]:
         "trainer.preview_every": config.trainer.preview_every,
         "trainer.keep": config.trainer.keep,
         "trainer.max_skipped_steps": config.trainer.max_skipped_steps,
+        "parallel.recompute_except": config.parallel.recompute_except,
         "optim.warmup_steps": config.optim.warmup_steps,
         "optim.weight_decay": config.optim.weight_decay,
         "generate.guidance": config.generate.guidance,

@@ -65,7 +65,23 @@ class Precision(Choice):
 
 class Recompute(Choice):
     none = "none"
+    save_matmul = "save_matmul"
+    save_attention = "save_attention"
     full = "full"
+
+
+class Attention(Choice):
+    auto = "auto"
+    cudnn = "cudnn"
+    flash = "flash"
+    efficient = "efficient"
+    math = "math"
+
+
+class StatePrecision(Choice):
+    fp32 = "fp32"
+    bf16 = "bf16"
+    int8 = "int8"
 
 
 class Schedule(Choice):
@@ -241,8 +257,16 @@ class ParallelConfig:
     # bf16 = bfloat16 compute with float32 weights and loss; fp32 = float32 throughout;
     # auto = bf16 on a GPU, fp32 on a CPU
     precision: Precision = Precision.auto
-    # none = keep all activations; full = recompute each block in the backward pass
+    # what blocks compute again in the backward pass: none = nothing, most memory; save_matmul =
+    # all but matrix products and attention; save_attention = all but attention; full = all
     recompute: Recompute = Recompute.none
+    # last blocks that keep all their activations whatever `recompute` says
+    recompute_except: int = 0
+    # move what blocks keep to main memory until the backward pass needs it; CUDA only
+    offload_activations: bool = False
+    # attention kernel of PyTorch: auto = the first that works here of cudnn (on Hopper and newer),
+    # flash, efficient, math; or one of these
+    attention: Attention = Attention.auto
     # compile each transformer block with torch.compile
     compile: bool = False
 
@@ -275,6 +299,8 @@ class OptimConfig:
     min_lr_ratio: float = 0.0
     # largest global gradient norm; null = no clipping
     grad_clip: float | None = 1.0
+    # how the moments are kept: fp32; bf16, stochastically rounded; int8, block-wise (torchao)
+    state: StatePrecision = StatePrecision.fp32
 
 
 @dataclass

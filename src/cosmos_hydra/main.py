@@ -54,6 +54,8 @@ def run_stages(config: schema.Config, job: Job) -> object:
     Raises: ConfigError before anything is built; StageError when data or machine do not fit.
     """
     result: object = None
+    if schema.Stage.post_train in config.stages:
+        place.use_expandable_segments()
     # the other ranks of a job help rank 0 to train
     stages = [s for s in config.stages if place.is_first() or s is schema.Stage.post_train]
     for stage in stages:

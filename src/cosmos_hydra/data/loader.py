@@ -53,17 +53,24 @@ def sample_ids(ids: list[str], seed: int, step: int, count: int) -> list[str]:
 Item = tuple[int, Sample, Noise]
 
 
-def collate(items: list[Item], micro_batch_size: int) -> list[Batch]:
-    """Return batches of at most `micro_batch_size` samples that share latent shape and fps."""
+def collate(items: list[Item], micro_batch_size: int, at_least: int = 0) -> list[Batch]:
+    """Return batches of at most `micro_batch_size` samples that share latent shape and fps.
+
+    At least so many, where there are enough samples.
+    """
     groups: dict[tuple[torch.Size, float], list[Item]] = {}
     for item in items:
         _, sample, _ = item
         groups.setdefault((sample.latent_CFHW.shape, sample.fps), []).append(item)
-    return [
-        _stack(group[first : first + micro_batch_size])
+    parts = [
+        group[first : first + micro_batch_size]
         for group in groups.values()
         for first in range(0, len(group), micro_batch_size)
     ]
+    while len(parts) < min(at_least, len(items)):
+        largest = max(parts, key=len)
+        parts.append([largest.pop()])
+    return [_stack(part) for part in parts]
 
 
 def _stack(items: list[Item]) -> Batch:
@@ -106,14 +113,22 @@ class Loader:
         place, parts = self.part
         size = self.global_batch_size // parts
         own = range(place * size, (place + 1) * size)
-        for position, sample_id in enumerate(self.sample_ids(step)):
+        ids = self.sample_ids(step)
+        for position, sample_id in enumerate(ids):
             if position in own:
                 sample = self.store.load(sample_id)
                 shape, copy = sample.latent_CFHW.shape, seen[sample_id]
                 noise = draw_noise(shape, self.objective, self.seed, step, sample_id, copy)
                 items.append((position, sample, noise))
             seen[sample_id] += 1
-        return collate(items, self.micro_batch_size)
+        shares = [ids[first : first + size] for first in range(0, len(ids), size)]
+        # every rank makes as many passes: they gather weights together
+        most = max(map(self._num_batches, shares)) if parts > 1 else 0
+        return collate(items, self.micro_batch_size, most)
+
+    def _num_batches(self, ids: list[str]) -> int:
+        rates = Counter(map(self.store.fps_of, ids))
+        return sum(-(-count // self.micro_batch_size) for count in rates.values())
 
     def sample_ids(self, step: int) -> list[str]:
         """Return the samples of a step over all ranks, by their position in it."""

@@ -18,6 +18,8 @@ from cosmos_hydra.config import Config, Precision
 from cosmos_hydra.data.clips import latent_shape
 from cosmos_hydra.data.video import decode, probe, to_pixels, write_mp4
 from cosmos_hydra.diffusion.generation import Request, generate_latent
+from cosmos_hydra.engines.torch.attention import set_attention
+from cosmos_hydra.engines.torch.kernels import effective_attention, kernel_of
 from cosmos_hydra.engines.torch.precision import autocast_for, effective_precision
 from cosmos_hydra.errors import StageError
 from cosmos_hydra.logs import progress
@@ -140,6 +142,7 @@ def _load_denoiser(
     config: Config, weights: Located, device: torch.device, precision: Precision
 ) -> Denoiser:
     transformer = build_transformer(config.model)
+    set_attention(transformer, kernel_of(effective_attention(config, device)))
     load_weights(transformer, weights)
     if precision is Precision.bf16:
         for name, part in transformer.named_children():

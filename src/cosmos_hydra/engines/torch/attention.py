@@ -6,7 +6,6 @@ Cross-attention needs neither: every rank holds the whole text.
 Legend: B batch, N heads, L tokens, l tokens of this rank, K head dim, T text tokens, D width.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,26 +15,8 @@ from torch.distributed._functional_collectives import (
     all_to_all_single_autograd,
 )
 from torch.distributed.device_mesh import DeviceMesh
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-
-
-# cuDNN's is twice as fast as PyTorch's first choice on Hopper; the others serve what it does not
-PREFERRED = [
-    SDPBackend.CUDNN_ATTENTION,
-    SDPBackend.FLASH_ATTENTION,
-    SDPBackend.EFFICIENT_ATTENTION,
-    SDPBackend.MATH,
-]
-
-
-def attend(q_BNLK: torch.Tensor, k_BNLK: torch.Tensor, v_BNLK: torch.Tensor) -> torch.Tensor:
-    """Return softmax attention without a mask, by PyTorch's kernels."""
-    if q_BNLK.device.type != "cuda":
-        return torch.nn.functional.scaled_dot_product_attention(q_BNLK, k_BNLK, v_BNLK)
-    with sdpa_kernel(PREFERRED, set_priority=True):
-        return torch.nn.functional.scaled_dot_product_attention(q_BNLK, k_BNLK, v_BNLK)
+from cosmos_hydra.engines.torch.kernels import Kernel
 
 
 class Ulysses:
@@ -119,3 +100,10 @@ class BlockAttention:
         out_BNlK = self.kernel(q_BNlK, k_BNTK, v_BNTK)
         out_BlD = out_BNlK.transpose(1, 2).flatten(2, 3).type_as(q_BNlK)
         return attn.to_out[1](attn.to_out[0](out_BlD))
+
+
+def set_attention(transformer: Any, kernel: Kernel, over_all: Kernel | None = None) -> None:
+    """Give every block a kernel, and self-attention another one where tokens are shared."""
+    for block in transformer.transformer_blocks:
+        block.attn1.set_processor(BlockAttention(over_all or kernel))
+        block.attn2.set_processor(BlockAttention(kernel))

@@ -5,6 +5,7 @@ the tokens of a sample, tp (tensor parallel) the heads and the MLP; tp is innerm
 ranks are neighbours.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -163,6 +164,11 @@ class Ranks:
         """Return the place among the ranks that work on different samples."""
         return 0 if self.dp is None else int(self.dp.get_local_rank())
 
+    @cached_property
+    def shard(self) -> int:
+        """Return which part of the sharded parameters this rank holds."""
+        return 0 if self.mesh is None else int(self.mesh["dp_shard_cp"].get_local_rank())
+
 
 def join(config: Config, device: torch.device) -> Ranks:
     """Return this process's place; called by every rank, and waits for all of them.
@@ -176,6 +182,9 @@ def join(config: Config, device: torch.device) -> Ranks:
     if world_size() == 1:
         return Ranks(0, degrees, device)
     if device.type == "cuda":
+        if degrees.tp > 1 and degrees.dp_shard * degrees.cp == 1:
+            # kernels start in the order of the calls; FSDP's transfers would wait behind others
+            os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
         device = torch.device("cuda", local_rank())
         torch.cuda.set_device(device)
     if not dist.is_initialized():

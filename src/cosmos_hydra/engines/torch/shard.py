@@ -20,13 +20,8 @@ from torch.distributed.tensor.parallel import (
 )
 
 from cosmos_hydra.config import Config, Precision
-from cosmos_hydra.engines.torch.attention import (
-    BlockAttention,
-    GatheredKeys,
-    Kernel,
-    Ulysses,
-    attend,
-)
+from cosmos_hydra.engines.torch.attention import GatheredKeys, Ulysses, set_attention
+from cosmos_hydra.engines.torch.kernels import Kernel, effective_attention, kernel_of
 from cosmos_hydra.engines.torch.mesh import Ranks
 from cosmos_hydra.engines.torch.precision import effective_precision
 from cosmos_hydra.engines.torch.recompute import apply_recompute
@@ -42,7 +37,7 @@ def parallelize(transformer: Any, config: Config, ranks: Ranks) -> None:
     _set_attention(transformer, config, ranks)
     if degrees.cp > 1 or is_sequence_parallel:
         _share(transformer, ranks, is_sequence_parallel)
-    apply_recompute(transformer, parallel)
+    apply_recompute(transformer, parallel, ranks.device)
     if parallel.compile:
         for block in transformer.transformer_blocks:
             block.compile()
@@ -66,14 +61,13 @@ def _tensor_parallel(transformer: Any, tp: DeviceMesh, is_sequence_parallel: boo
 
 
 def _set_attention(transformer: Any, config: Config, ranks: Ranks) -> None:
-    over_all: Kernel = attend
+    kernel = kernel_of(effective_attention(config, ranks.device))
+    over_all: Kernel | None = None
     own_heads = config.model.num_heads // ranks.degrees.tp
     if ranks.cp is not None and ranks.degrees.cp > 1:
         is_divisible = own_heads % ranks.degrees.cp == 0
-        over_all = (Ulysses if is_divisible else GatheredKeys)(attend, ranks.cp)
-    for block in transformer.transformer_blocks:
-        block.attn1.set_processor(BlockAttention(over_all))
-        block.attn2.set_processor(BlockAttention(attend))
+        over_all = (Ulysses if is_divisible else GatheredKeys)(kernel, ranks.cp)
+    set_attention(transformer, kernel, over_all)
 
 
 def _share(transformer: Any, ranks: Ranks, is_sequence_parallel: bool) -> None:

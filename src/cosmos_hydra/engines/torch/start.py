@@ -126,7 +126,7 @@ def fill(
 
     Raises: StageError when they do not fit the model.
     """
-    state.make_moments(transformer, optimizer)
+    state.make_moments(transformer, optimizer, config.optim.state)
     if start.checkpoint is not None:
         table = state.table_of(transformer, optimizer)
         state.read_into(table, start.checkpoint.state, ranks.cpu_group)

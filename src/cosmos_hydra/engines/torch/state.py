@@ -22,13 +22,22 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from cosmos_hydra import files
+from cosmos_hydra.config import StatePrecision
+from cosmos_hydra.engines.torch.small_moments import (
+    MOMENTS,
+    as_float,
+    empty_moment,
+    is_quantised,
+    local,
+    requantise,
+    with_local,
+)
 from cosmos_hydra.errors import StageError
 from cosmos_hydra.reading import listed, shown
 from cosmos_hydra.weights.torch_metadata import StoredFolder, read_metadata
 
 Table = dict[str, torch.Tensor]
 WEIGHT = "weight"
-MOMENTS = ("exp_avg", "exp_avg_sq")
 KINDS = (WEIGHT, *MOMENTS, "step")
 
 
@@ -52,8 +61,13 @@ def table_of(module: nn.Module, optimizer: torch.optim.Optimizer | None = None) 
 
 
 def copy_to_cpu(table: Table) -> Table:
-    """Return copies in main memory: later steps do not change them."""
-    return {name: tensor.to("cpu", copy=True) for name, tensor in table.items()}
+    """Return copies in main memory: later steps do not change them; 8-bit ones as float32."""
+    return {name: _copy_to_cpu(tensor) for name, tensor in table.items()}
+
+
+def _copy_to_cpu(tensor: torch.Tensor) -> torch.Tensor:
+    copy = tensor.to("cpu", copy=True)
+    return with_local(copy, as_float(copy)) if is_quantised(copy) else copy
 
 
 def write(table: Table, folder: Path, group: dist.ProcessGroup | None) -> None:
@@ -103,11 +117,16 @@ def read_into(table: Table, folder: Path, group: dist.ProcessGroup | None) -> No
     if problems:
         raise StageError(f"checkpoint {folder.parent} does not fit the model: {listed(problems)}")
     reader = FileSystemReader(folder)
+    quantised = {name: tensor for name, tensor in table.items() if is_quantised(tensor)}
+    exact = {name: with_local(tensor, as_float(tensor)) for name, tensor in quantised.items()}
+    target = {**table, **exact}
     try:
         with _quiet():
-            dcp.load(table, storage_reader=reader, process_group=group, no_dist=group is None)
+            dcp.load(target, storage_reader=reader, process_group=group, no_dist=group is None)
     except CheckpointException as error:
         raise StageError(f"checkpoint {folder.parent} cannot be read ({_reason(error)})") from error
+    for name, tensor in quantised.items():
+        requantise(local(exact[name]), local(tensor))
 
 
 def _misfits(table: Table, stored: StoredFolder) -> list[str]:
@@ -138,12 +157,14 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def make_moments(module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def make_moments(
+    module: nn.Module, optimizer: torch.optim.Optimizer, precision: StatePrecision
+) -> None:
     """Give AdamW its state before the first step, so that there is something to read into."""
     for parameter in _trained(module.parameters()):
         state = optimizer.state[parameter]
         for kind in MOMENTS:
-            state[kind] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+            state[kind] = empty_moment(parameter, kind, precision)
         state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
 
 

@@ -24,6 +24,7 @@ from cosmos_hydra.data.clips import HELD_OUT, TRAIN
 from cosmos_hydra.data.loader import Batch, Loader
 from cosmos_hydra.data.store import SampleStore
 from cosmos_hydra.engines.torch import checkpoint, state
+from cosmos_hydra.engines.torch.kernels import effective_attention
 from cosmos_hydra.engines.torch.mesh import Ranks
 from cosmos_hydra.engines.torch.optimizer import build_optimizer
 from cosmos_hydra.engines.torch.precision import effective_precision
@@ -62,7 +63,7 @@ class Trainer:
         parallelize(transformer, config, ranks)
         transformer.to_empty(device=self.device)
         self.denoiser = Denoiser(transformer)
-        self.optimizer = build_optimizer(self.denoiser, config.optim)
+        self.optimizer = build_optimizer(self.denoiser, config.optim, config.seed, ranks.shard)
         self.stepper = Stepper(config, self.denoiser, self.optimizer, ranks)
         self.autocast = self.stepper.autocast
         self.step = fill(start, config, transformer, self.optimizer, ranks)
@@ -302,7 +303,11 @@ class Trainer:
             "text_encoder": self.store.manifest["text_encoder"],
             "captions": list(captions)[:MAX_CAPTIONS],
             "fps": self.fps,
-            "effective": {"device": str(self.device), "precision": precision.name},
+            "effective": {
+                "device": str(self.device),
+                "precision": precision.name,
+                "attention": effective_attention(self.config, self.device).name,
+            },
             "versions": {"cosmos_hydra": cosmos_hydra.__version__, "torch": torch.__version__},
         }
         with self.record.timed("checkpoint_s", self.step):
