@@ -29,6 +29,7 @@ class Stage(Choice):
     pipeline = "pipeline"
     report = "report"
     doctor = "doctor"
+    export = "export"
 
 
 class SourceKind(Choice):
@@ -55,6 +56,11 @@ class TokenizerKind(Choice):
 class TextEncoderKind(Choice):
     hash = "hash"
     t5 = "t5"
+
+
+class PeftKind(Choice):
+    none = "none"
+    lora = "lora"
 
 
 class Precision(Choice):
@@ -92,6 +98,15 @@ class Schedule(Choice):
 class Sampler(Choice):
     res_2ab = "res_2ab"
     euler = "euler"
+
+
+class ExportFormat(Choice):
+    diffusers = "diffusers"
+
+
+class ExportDtype(Choice):
+    bf16 = "bf16"
+    fp32 = "fp32"
 
 
 class ResumeMode(Choice):
@@ -184,6 +199,20 @@ class ModelConfig:
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     text_encoder: TextEncoderConfig = field(default_factory=TextEncoderConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+
+
+@dataclass
+class PeftConfig:
+    # none = all weights are trained; lora = low-rank matrices added to frozen ones (peft library)
+    kind: PeftKind = PeftKind.none
+    # rank of an added matrix B @ A
+    rank: int = 16
+    # its factor is alpha / rank
+    alpha: float = 16.0
+    # linear layers that get one: names in the transformer, or how they end
+    targets: list[str] = field(
+        default_factory=lambda: ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"]
+    )
 
 
 @dataclass
@@ -362,6 +391,18 @@ class GenerateConfig:
 
 
 @dataclass
+class ExportConfig:
+    # what to write: diffusers = config.json and safetensors, as the release has them
+    format: ExportFormat = ExportFormat.diffusers
+    # folder to write; it must not exist or be empty
+    path: str | None = None
+    # dtype of the written weights: bf16 as released, or fp32 as trained
+    dtype: ExportDtype = ExportDtype.bf16
+    # largest size of a safetensors file, GB
+    shard_gb: float = 10.0
+
+
+@dataclass
 class LogConfig:
     # steps between rows in wandb; metrics.jsonl has every step
     every: int = 1
@@ -383,17 +424,18 @@ class PipelineConfig:
 
 @dataclass
 class Config:
-    # what to do: preprocess, post_train, generate, pipeline (all of them), report, or doctor
+    # what to do: preprocess, post_train, generate, pipeline (all of them), report, export or doctor
     stage: Stage = MISSING
     # name of the run; its folder is ${paths.runs}/${name}
     name: str = MISSING
     # seed of weights, sample order, noise and text dropout
     seed: int = 0
-    # what generate and report take: a run, a step of a run, or (generate) a diffusers folder;
-    # null = this run
+    # what generate, report and export take: a run, a step of a run, or (generate) a diffusers
+    # folder; null = this run
     checkpoint: str | None = None
     paths: PathsConfig = field(default_factory=PathsConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    peft: PeftConfig = field(default_factory=PeftConfig)
     data: DataConfig = field(default_factory=DataConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
@@ -401,6 +443,7 @@ class Config:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     resume: ResumeConfig = field(default_factory=ResumeConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
     log: LogConfig = field(default_factory=LogConfig)
 

@@ -20,6 +20,8 @@ from cosmos_hydra.redaction import redact
 
 LINE_INTERVAL_S = 10.0
 STDOUT = 1
+# where torchao is installed, these warn on import of parts that nothing here uses
+QUIET = ("torchao", "diffusers.quantizers", "torch.utils._pytree")
 logger = logging.getLogger(__name__)
 
 
@@ -82,6 +84,8 @@ def logging_to(
         handlers[-1].setFormatter(FileFormatter())
     before = root.level
     root.setLevel(logging.DEBUG if verbose is True else logging.INFO)
+    for name in QUIET:
+        logging.getLogger(name).setLevel(logging.ERROR)
     names = [verbose] if isinstance(verbose, str) else verbose
     for name in names if isinstance(names, list) else []:
         logging.getLogger(name).setLevel(logging.DEBUG)

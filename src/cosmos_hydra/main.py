@@ -42,9 +42,11 @@ STAGES = {
     schema.Stage.post_train: "cosmos_hydra.stages.post_train:run",
     schema.Stage.generate: "cosmos_hydra.stages.generate:run",
     schema.Stage.report: "cosmos_hydra.stages.report:run",
+    schema.Stage.export: "cosmos_hydra.stages.export:run",
     schema.Stage.doctor: "cosmos_hydra.stages.doctor:run",
 }
-LOOKING = (schema.Stage.report, schema.Stage.doctor)  # these make no run of their own
+# these make no run of their own
+LOOKING = (schema.Stage.report, schema.Stage.export, schema.Stage.doctor)
 logger = logging.getLogger(__name__)
 
 

@@ -26,21 +26,26 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 def compute_gradients(samples: Path, overrides: tuple[str, ...], out: Path) -> None:
     """Save losses, gradient norm and every parameter's gradient of one step."""
     config = small_config(samples, *overrides)
-    ranks = join(config, CPU)
-    trainer = Trainer(config, out, open_store(config.data.path), ranks)
-    with torch.no_grad():  # the zeros of a fresh model hide gradients
-        for name, parameter in trainer.transformer.named_parameters():
-            noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name)))
-            add_part(parameter, 0.05 * noise)
+    trainer = noisy_trainer(config, out)
     outcome = trainer.stepper.compute(3, loader_of(config, trainer).load(3))
     gradients = {
         name: whole(parameter.grad).clone()
         for name, parameter in trainer.transformer.named_parameters()
         if parameter.grad is not None
     }
-    if ranks.is_first:
+    if trainer.ranks.is_first:
         found = {"losses": outcome.losses, "norm": outcome.grad_norm, "gradients": gradients}
         torch.save(found, out / "found.pt")
+
+
+def noisy_trainer(config: Config, run: Path) -> Trainer:
+    """Return a trainer with other weights than a fresh model's, whose zeros hide gradients."""
+    trainer = Trainer(config, run, open_store(config.data.path), join(config, CPU))
+    with torch.no_grad():
+        for name, parameter in trainer.transformer.named_parameters():
+            noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name)))
+            add_part(parameter, 0.05 * noise)
+    return trainer
 
 
 def add_part(parameter: torch.Tensor, change: torch.Tensor) -> None:
@@ -68,3 +73,14 @@ def loader_of(config: Config, trainer: Trainer) -> Loader:
 def train(samples: Path, overrides: tuple[str, ...], run: Path) -> None:
     """Run the stage post_train."""
     run_post_train(small_config(samples, *overrides), Job(run, overrides))
+
+
+def train_and_compare(samples: Path, overrides: tuple[str, ...], run: Path) -> None:
+    """Train adapters and check that the weights below stay bitwise while each adapter moves."""
+    config = small_config(samples, *overrides)
+    run.mkdir(exist_ok=True)
+    trainer = Trainer(config, run, open_store(config.data.path), join(config, CPU))
+    before = {n: whole(p).clone() for n, p in trainer.transformer.named_parameters()}
+    trainer.train()
+    for name, parameter in trainer.transformer.named_parameters():
+        assert torch.equal(whole(parameter), before[name]) == (".lora_" not in name), name

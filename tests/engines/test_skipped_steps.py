@@ -2,13 +2,12 @@
 
 import json
 import math
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import SMALL, Command
-from safetensors.torch import load_file, save_file
+from edited_samples import poisoned
 from small_runs import (
     SAMPLES,
     assert_same_tensors,
@@ -19,31 +18,13 @@ from small_runs import (
     weight_of,
 )
 
-from cosmos_hydra import files, runs
+from cosmos_hydra import runs
 from cosmos_hydra.data.loader import sample_ids
 from cosmos_hydra.data.store import open_store
 from cosmos_hydra.engines.torch.trainer import Trainer
 from cosmos_hydra.errors import StageError
-from cosmos_hydra.reading import SEAL, sealed
 
 QUIET = ("trainer.validate_every=0", "trainer.save_every=1", "trainer.keep=0")
-
-
-def poisoned(small_samples: Path, folder: Path, value: float, step: int = 2) -> list[str]:
-    """Copy the samples, spoil the second of those of a step, and return the step's ids."""
-    shutil.copytree(small_samples / SAMPLES, folder / SAMPLES)
-    store = open_store(str(folder / SAMPLES))
-    ids = sample_ids(store.splits["train"], 0, step, 2)
-    file = folder / SAMPLES / f"{ids[1]}.video_latent.safetensors"
-    latent = load_file(file)["video_latent"]
-    latent[0, 0, 0, 0] = value
-    save_file({"video_latent": latent}, file)
-    info = folder / SAMPLES / f"{ids[1]}.info.json"
-    facts = json.loads(info.read_text())
-    # as a sample that was written so, not one that was damaged later
-    facts["files"][file.name] = files.sha256_of(file)
-    info.write_bytes(sealed({name: fact for name, fact in facts.items() if name != SEAL}))
-    return ids
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

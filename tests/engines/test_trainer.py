@@ -92,7 +92,7 @@ def test_bfloat16_trains_float32_weights_on_a_cpu(small_samples: Path, tmp_path:
     assert set(dtypes) == {torch.bfloat16}
     assert {tensor.dtype for tensor in state_of(tmp_path, 4).values()} == {torch.float32}
     manifest = json.loads((runs.step_folder(tmp_path, 4) / "manifest.json").read_text())
-    assert manifest["effective"] == {"device": "cpu", "precision": "bf16"}
+    assert manifest["effective"] == {"device": "cpu", "precision": "bf16", "attention": "flash"}
     exact = train(small_config(small_samples), tmp_path / "exact")
     assert trainer.last_loss == pytest.approx(exact.last_loss, rel=0.02)
     assert trainer.last_loss != exact.last_loss

@@ -119,8 +119,8 @@ def write_samples(layout: Layout) -> None:
 
 
 def write_step(run: Path, step: int, transformer: torch.nn.Module, config: Any) -> None:
-    optimizer = build_optimizer(transformer, config.optim)
-    state.make_moments(transformer, optimizer)
+    optimizer = build_optimizer(transformer, config.optim, config.seed, part=0)
+    state.make_moments(transformer, optimizer, config.optim.state)
     facts = {
         "config": schema.to_dict(config),
         "data": "0",
@@ -128,6 +128,7 @@ def write_step(run: Path, step: int, transformer: torch.nn.Module, config: Any) 
         "text_encoder": None,
         "captions": ["a"],
         "fps": 12.0,
+        "base": None,
     }
     fitted = run.parent / "samples/data/tokenizer.safetensors"
     saver = Saver(run, join(config, CPU), config.model, 0, fitted)
@@ -157,8 +158,8 @@ def _resume(root: Path) -> None:
     found = checkpoint.open_checkpoint(root / STEP)
     config = small_config(root, *SMALL_MODEL)
     transformer = build_transformer(config.model)
-    optimizer = build_optimizer(transformer, config.optim)
-    state.make_moments(transformer, optimizer)
+    optimizer = build_optimizer(transformer, config.optim, config.seed, part=0)
+    state.make_moments(transformer, optimizer, config.optim.state)
     state.read_into(state.table_of(transformer, optimizer), found.state, None)
     ToyTokenizer.load(found.tokenizer)
 

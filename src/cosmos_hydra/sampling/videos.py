@@ -40,7 +40,6 @@ def common_facts(config: Config, weights: Located, device: torch.device) -> dict
 
     Raises: StageError when tokenizer or text encoder are not those of the training samples.
     """
-    fitted = weights.checkpoint.tokenizer if weights.checkpoint else Path()
     manifest = weights.checkpoint.manifest if weights.checkpoint else {}
     precision = effective_precision(config.parallel.precision, device)
     facts: dict[str, Any] = {
@@ -53,7 +52,7 @@ def common_facts(config: Config, weights: Located, device: torch.device) -> dict
         "cosmos_hydra": cosmos_hydra.__version__,
     }
     parts: dict[str, Tokenizer | TextEncoder] = {
-        "tokenizer": load_tokenizer(config.model, fitted, device),
+        "tokenizer": load_tokenizer(config.model, weights.tokenizer, device),
         "text_encoder": load_text_encoder(config.model, device),
     }
     for name, part in parts.items():
@@ -109,7 +108,7 @@ def _sample(
     autocast = autocast_for(precision, device)
     denoiser = _load_denoiser(config, weights, device, effective_precision(precision, device))
     trained = weights.checkpoint
-    tokenizer = load_tokenizer(config.model, trained.tokenizer if trained else Path(), device)
+    tokenizer = load_tokenizer(config.model, weights.tokenizer, device)
     training_clips = TrainingClips(trained, tokenizer, device) if trained else None
     shape = latent_shape(config.data, config.model.latent_channels)
     negative = config.generate.negative_prompt
@@ -143,7 +142,7 @@ def _load_denoiser(
 ) -> Denoiser:
     transformer = build_transformer(config.model)
     set_attention(transformer, kernel_of(effective_attention(config, device)))
-    load_weights(transformer, weights)
+    load_weights(transformer, weights, elsewhere=config.model.weights.path)
     if precision is Precision.bf16:
         for name, part in transformer.named_children():
             # position tables stay exact: small, and summed over three axes before normalising

@@ -20,8 +20,7 @@ logger = logging.getLogger(__name__)
 def run(config: Config, job: Job) -> float | None:
     """Train to trainer.max_steps and return the last validation loss; every rank takes part."""
     ranks = join(config, pick_device(config.engine.device))
-    if ranks.mesh is None:  # the estimate is of one device alone
-        check_memory(config, ranks.device, Stage.post_train)
+    ranks.decide(lambda: check_memory(config, ranks.device, Stage.post_train))
     store = ranks.decide(lambda: open_store(config.data.path))
     trainer = Trainer(config, job.directory, store, ranks)
     if ranks.is_first:

@@ -15,6 +15,7 @@ from cosmos_hydra import files
 from cosmos_hydra.config import ModelConfig
 from cosmos_hydra.engines.torch.state import fill_part
 from cosmos_hydra.errors import ConfigError, StageError
+from cosmos_hydra.models.lora import named_weights
 from cosmos_hydra.reading import listed, open_tensors, plain_name, read_json, shown
 
 CLASS_NAME = "CosmosTransformer3DModel"
@@ -108,7 +109,7 @@ def load_transformer(transformer: nn.Module, folder: Path) -> str:
     Raises: StageError listing every missing, unexpected and misshapen key.
     """
     paths = weight_files(folder)
-    parameters = dict(transformer.named_parameters())
+    parameters = dict(named_weights(transformer))
     missing, problems = set(parameters), []
     for path in paths:
         try:

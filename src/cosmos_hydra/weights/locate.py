@@ -26,7 +26,17 @@ class Located:
             return diffusers.weights_hash(self.transformer)
         hashes = self.checkpoint.manifest["files"].items()
         state = f"{checkpoint.STATE}/"
-        return sha256_of_json({name: h for name, h in hashes if name.startswith(state)})
+        found = {name: h for name, h in hashes if name.startswith(state)}
+        if self.checkpoint.peft is not None:  # the files are of the adapters alone
+            base = self.checkpoint.manifest.get("base") or {}
+            found["base"] = str(base.get("sha256", base.get("seed")))
+        return sha256_of_json(found)
+
+    @property
+    def tokenizer(self) -> Path:
+        """Return where a fitted tokenizer lies, if there is one."""
+        found = self.checkpoint
+        return found.tokenizer if found else self.transformer / checkpoint.TOKENIZER
 
     def __str__(self) -> str:
         if self.checkpoint is None:

@@ -81,22 +81,21 @@ class BlockAttention:
         """Return the attention's output, [B, l, D]; the names are diffusers'."""
         x_BlD = hidden_states
         source_BTD = x_BlD if encoder_hidden_states is None else encoder_hidden_states
-        # under tp these give the own heads only
+        # under tp the projections give the own heads only
         head_dim = attn.inner_dim // attn.heads
-        q_BNlK, k_BNTK, v_BNTK = (
-            project(source).unflatten(2, (-1, head_dim)).transpose(1, 2)
-            for project, source in (
-                (attn.to_q, x_BlD),
-                (attn.to_k, source_BTD),
-                (attn.to_v, source_BTD),
-            )
-        )
-        q_BNlK, k_BNTK = attn.norm_q(q_BNlK), attn.norm_k(k_BNTK)
-        if image_rotary_emb is not None:
-            q_BNlK, k_BNTK = (
-                apply_rotary_emb(x, image_rotary_emb, use_real_unbind_dim=-2)
-                for x in (q_BNlK, k_BNTK)
-            )
+
+        def heads(linear: Any, source_BLD: torch.Tensor) -> torch.Tensor:
+            return linear(source_BLD).unflatten(2, (-1, head_dim)).transpose(1, 2)
+
+        def rotated(x_BNLK: torch.Tensor) -> torch.Tensor:
+            if image_rotary_emb is None:
+                return x_BNLK
+            return apply_rotary_emb(x_BNLK, image_rotary_emb, use_real_unbind_dim=-2)
+
+        # one after the other: less is alive at once
+        q_BNlK = rotated(attn.norm_q(heads(attn.to_q, x_BlD)))
+        k_BNTK = rotated(attn.norm_k(heads(attn.to_k, source_BTD)))
+        v_BNTK = heads(attn.to_v, source_BTD)
         out_BNlK = self.kernel(q_BNlK, k_BNTK, v_BNTK)
         out_BlD = out_BNlK.transpose(1, 2).flatten(2, 3).type_as(q_BNlK)
         return attn.to_out[1](attn.to_out[0](out_BlD))

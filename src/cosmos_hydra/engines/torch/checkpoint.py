@@ -13,6 +13,7 @@ from typing import Any
 
 from cosmos_hydra import config as schema
 from cosmos_hydra import files, runs
+from cosmos_hydra.config import PeftConfig, PeftKind, StatePrecision
 from cosmos_hydra.errors import StageError
 from cosmos_hydra.reading import (
     SEAL,
@@ -24,10 +25,10 @@ from cosmos_hydra.reading import (
 )
 
 FORMAT_VERSION = 2
-BYTES_PER_PARAMETER = 12  # float32: weight, first and second moment
 TRANSFORMER = "transformer"
 STATE = "state"
 TOKENIZER = "tokenizer.safetensors"
+ADAPTER = "adapter"
 REQUIRED = (f"{STATE}/.metadata", f"{TRANSFORMER}/config.json")
 # of a manifest: what resuming and generating use
 FACTS: dict[str, Any] = {
@@ -40,6 +41,7 @@ FACTS: dict[str, Any] = {
     "fps": (int, float),
     "tokenizer": (dict, NoneType),
     "text_encoder": (dict, NoneType),
+    "base": (dict, NoneType),
 }
 logger = logging.getLogger(__name__)
 
@@ -68,10 +70,21 @@ class Checkpoint:
         """Return where a fitted tokenizer lies, if the run has one."""
         return self.folder / TOKENIZER
 
+    @property
+    def peft(self) -> PeftConfig | None:
+        """Return what its adapters are like, if it holds adapters in place of all weights."""
+        peft = schema.from_dict(self.manifest["config"]).peft
+        return None if peft.kind is PeftKind.none else peft
 
-def check_space(run: Path, num_parameters: int) -> None:
+
+def bytes_per_parameter(state: StatePrecision) -> int:
+    """Return what a checkpoint takes for weight and moments; 8-bit ones are stored in float32."""
+    return 4 + 2 * (2 if state is StatePrecision.bf16 else 4)
+
+
+def check_space(run: Path, size_bytes: float) -> None:
     """Raise StageError when the disk has no room for the checkpoints the run needs at once."""
-    size_gb = BYTES_PER_PARAMETER * num_parameters / 1e9
+    size_gb = size_bytes / 1e9
     # a new one is written before an old one goes
     needed_gb = size_gb * (1 if runs.steps(run) else 2)
     free_gb = shutil.disk_usage(run).free / 1e9

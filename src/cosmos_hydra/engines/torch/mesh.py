@@ -16,86 +16,12 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from cosmos_hydra.config import Config, ParallelConfig
+from cosmos_hydra.config import Config
+from cosmos_hydra.engines.torch.degrees import AXES, Degrees, check_degrees, degrees_of
 from cosmos_hydra.errors import ConfigError, CosmosError
 from cosmos_hydra.place import local_rank, world_size
 
 T = TypeVar("T")
-AXES = ("dp_replicate", "dp_shard", "cp", "tp")
-
-
-@dataclass(frozen=True)
-class Degrees:
-    """Ranks along each axis of the mesh."""
-
-    dp_replicate: int
-    dp_shard: int
-    cp: int
-    tp: int
-
-    @property
-    def dp(self) -> int:
-        """Return how many ranks work on different samples."""
-        return self.dp_replicate * self.dp_shard
-
-
-def degrees_of(parallel: ParallelConfig, world_size: int) -> Degrees:
-    """Return the degrees with -1 replaced by what is left.
-
-    Raises: ConfigError when they do not multiply to the number of ranks.
-    """
-    asked = {axis: getattr(parallel, axis) for axis in AXES}
-    known = 1
-    for degree in asked.values():
-        known *= max(degree, 1)
-    open_axes = [axis for axis, degree in asked.items() if degree == -1]
-    if len(open_axes) == 1 and world_size % known == 0:
-        asked[open_axes[0]] = world_size // known
-        known = world_size
-    if known != world_size or any(degree < 1 for degree in asked.values()):
-        shown = " ".join(f"parallel.{axis}={getattr(parallel, axis)}" for axis in AXES)
-        raise ConfigError(
-            f"{shown} do not multiply to the {world_size} ranks of this job; "
-            f"start {known} ranks, or set one of them to -1 (what is left)"
-        )
-    return Degrees(**asked)
-
-
-def check_degrees(config: Config, degrees: Degrees) -> list[str]:
-    """Return a line for every degree that the model or the batch cannot be divided by."""
-    model, trainer = config.model, config.trainer
-    problems = []
-    if model.num_heads % degrees.tp:
-        fitting = [n for n in range(1, model.num_heads + 1) if model.num_heads % n == 0]
-        problems.append(
-            f"parallel.tp={degrees.tp} does not divide model.num_heads={model.num_heads}; "
-            f"use one of {', '.join(map(str, fitting))}"
-        )
-    shards = degrees.cp * (degrees.tp if config.parallel.sequence_parallel else 1)
-    tokens = num_tokens(config)
-    if tokens % shards:
-        problems.append(
-            f"parallel.cp={degrees.cp} parallel.tp={degrees.tp} share the {tokens} tokens of a "
-            f"clip among {shards} ranks, which do not divide them; change data.height, data.width "
-            f"or data.frames, or a degree"
-        )
-    if trainer.global_batch_size % degrees.dp:
-        problems.append(
-            f"trainer.global_batch_size={trainer.global_batch_size} is not divisible by the "
-            f"{degrees.dp} data-parallel ranks; use a multiple of {degrees.dp}"
-        )
-    return problems
-
-
-def num_tokens(config: Config) -> int:
-    """Return the tokens of a clip."""
-    frames, height, width = config.model.patch_size
-    latent_frames = 1 + (config.data.frames - 1) // 8
-    return (
-        (latent_frames // frames)
-        * (config.data.height // 8 // height)
-        * (config.data.width // 8 // width)
-    )
 
 
 @dataclass(frozen=True)
@@ -158,6 +84,13 @@ class Ranks:
     @property
     def is_first(self) -> bool:
         return self.rank == 0
+
+    def __str__(self) -> str:
+        """Return where this runs, for messages."""
+        if self.mesh is None:
+            return str(self.device)
+        axes = ", ".join(f"{axis} {n}" for axis, n in vars(self.degrees).items() if n > 1)
+        return f"{self.degrees.world_size} {self.device.type} ranks ({axes})"
 
     @cached_property
     def dp_rank(self) -> int:

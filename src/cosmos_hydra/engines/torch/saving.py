@@ -14,22 +14,31 @@ from typing import Any
 import torch.distributed as dist
 
 from cosmos_hydra import files, runs
-from cosmos_hydra.config import ModelConfig
+from cosmos_hydra.config import ModelConfig, PeftConfig, PeftKind
 from cosmos_hydra.engines.torch import checkpoint, state
 from cosmos_hydra.engines.torch.mesh import Ranks
 from cosmos_hydra.errors import STORAGE, StageError, storage_errno
+from cosmos_hydra.models import lora
 from cosmos_hydra.reading import sealed
 from cosmos_hydra.weights import diffusers
+from cosmos_hydra.weights.tensors import adapters_in
 
 
 class Saver:
     """Save one run's checkpoints, one after the other."""
 
     def __init__(
-        self, run: Path, ranks: Ranks, model: ModelConfig, keep: int, fitted_tokenizer: Path | None
+        self,
+        run: Path,
+        ranks: Ranks,
+        model: ModelConfig,
+        keep: int,
+        fitted_tokenizer: Path | None,
+        peft: PeftConfig | None = None,
     ) -> None:
         self.run, self.ranks, self.model, self.keep = run, ranks, model, keep
         self.fitted_tokenizer = fitted_tokenizer
+        self.peft = peft if peft and peft.kind is not PeftKind.none else None
         self.pool = ThreadPoolExecutor(max_workers=1)
         self.writing: Future[None] | None = None
 
@@ -81,6 +90,10 @@ class Saver:
         diffusers.write_config(self.model, temporary / checkpoint.TRANSFORMER)
         if self.fitted_tokenizer is not None:
             shutil.copyfile(self.fitted_tokenizer, temporary / checkpoint.TOKENIZER)
+        if self.peft is not None:
+            adapters = adapters_in(temporary / checkpoint.STATE)
+            base = facts["base"].get("path")
+            lora.write_adapter(temporary / checkpoint.ADAPTER, adapters, self.peft, base)
         for path in sorted(temporary.rglob("*")):
             name = path.relative_to(temporary).as_posix()
             if path.is_file() and name not in hashes:

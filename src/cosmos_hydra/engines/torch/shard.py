@@ -5,6 +5,7 @@ Gradients come out as sums over all ranks: the loss of a rank is that of its sam
 global number of samples, so nothing is averaged.
 """
 
+import warnings
 from typing import Any
 
 import torch
@@ -91,6 +92,8 @@ def _fully_shard(transformer: Any, mesh: DeviceMesh, precision: Precision) -> No
     for block in transformer.transformer_blocks:
         fully_shard(block, mesh=axes, mp_policy=policy)
     fully_shard(transformer, mesh=axes, mp_policy=policy)
+    # its output is a view, which nothing here changes in place
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
     for module in transformer.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)

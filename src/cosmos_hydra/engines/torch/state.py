@@ -2,7 +2,7 @@
 
 On disk it is a torch.distributed.checkpoint (DCP) folder: every rank writes what it holds, and
 ranks of another mesh, or one process alone, read what they need. Keys: `weight.NAME`, and
-`exp_avg.NAME`, `exp_avg_sq.NAME`, `step.NAME` of AdamW.
+`exp_avg.NAME`, `exp_avg_sq.NAME`, `step.NAME` of AdamW. With adapters it is of these alone.
 """
 
 import warnings
@@ -33,6 +33,7 @@ from cosmos_hydra.engines.torch.small_moments import (
     with_local,
 )
 from cosmos_hydra.errors import StageError
+from cosmos_hydra.models.lora import named_adapters, named_weights
 from cosmos_hydra.reading import listed, shown
 from cosmos_hydra.weights.torch_metadata import StoredFolder, read_metadata
 
@@ -53,7 +54,7 @@ def table_of(module: nn.Module, optimizer: torch.optim.Optimizer | None = None) 
         if isinstance(part, FSDPModule):
             part.reshard()  # after an evaluation the root's parameters are still gathered
     table = {}
-    for name, parameter in module.named_parameters():
+    for name, parameter in [*named_adapters(module)] or named_weights(module):
         table[f"{WEIGHT}.{name}"] = parameter.detach()
         for kind, tensor in (optimizer.state.get(parameter, {}) if optimizer else {}).items():
             table[f"{kind}.{name}"] = tensor
@@ -112,21 +113,34 @@ def read_into(table: Table, folder: Path, group: dist.ProcessGroup | None) -> No
     Raises: StageError listing every missing, unexpected and misshapen key, or when the folder's
     `.metadata` could run code.
     """
+    check_fits(table, folder)
+    reader = FileSystemReader(folder)
+    quantised = {name: tensor for name, tensor in table.items() if is_quantised(tensor)}
+    exact = {name: with_local(tensor, as_float(tensor)) for name, tensor in quantised.items()}
+    fetch({**table, **exact}, reader, group)
+    for name, tensor in quantised.items():
+        requantise(local(exact[name]), local(tensor))
+
+
+def check_fits(table: Table, folder: Path) -> None:
+    """Raise StageError unless a folder fills a table, and its `.metadata` could not run code."""
     # refuses what torch's reader would run
     problems = _misfits(table, read_metadata(folder))
     if problems:
         raise StageError(f"checkpoint {folder.parent} does not fit the model: {listed(problems)}")
-    reader = FileSystemReader(folder)
-    quantised = {name: tensor for name, tensor in table.items() if is_quantised(tensor)}
-    exact = {name: with_local(tensor, as_float(tensor)) for name, tensor in quantised.items()}
-    target = {**table, **exact}
+
+
+def fetch(table: Table, reader: FileSystemReader, group: dist.ProcessGroup | None) -> None:
+    """Fill tensors from a folder whose `.metadata` was looked at.
+
+    Raises: StageError when it cannot be read.
+    """
     try:
         with _quiet():
-            dcp.load(target, storage_reader=reader, process_group=group, no_dist=group is None)
+            dcp.load(table, storage_reader=reader, process_group=group, no_dist=group is None)
     except CheckpointException as error:
-        raise StageError(f"checkpoint {folder.parent} cannot be read ({_reason(error)})") from error
-    for name, tensor in quantised.items():
-        requantise(local(exact[name]), local(tensor))
+        folder = Path(reader.path).parent
+        raise StageError(f"checkpoint {folder} cannot be read ({_reason(error)})") from error
 
 
 def _misfits(table: Table, stored: StoredFolder) -> list[str]:
@@ -173,12 +187,12 @@ def _trained(parameters: Iterable[nn.Parameter]) -> Iterable[nn.Parameter]:
 
 
 def fill_shards(module: nn.Module, whole: Callable[[str, torch.Size], WholeTensor]) -> None:
-    """Fill parameters, or this rank's parts of them, from tensors that are read in slices.
+    """Fill the weights, or this rank's parts of them, from tensors that are read in slices.
 
     `whole` returns what a parameter of a name and global shape is made of; nothing larger than one
     parameter is in memory at a time, and of a file only this rank's part.
     """
-    for name, parameter in module.named_parameters():
+    for name, parameter in named_weights(module):
         fill_part(parameter, whole(name, parameter.shape))
 
 

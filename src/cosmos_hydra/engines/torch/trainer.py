@@ -19,7 +19,7 @@ import torch
 
 import cosmos_hydra
 from cosmos_hydra import config as schema
-from cosmos_hydra.config import Config, TokenizerKind
+from cosmos_hydra.config import Config, PeftKind, TokenizerKind
 from cosmos_hydra.data.clips import HELD_OUT, TRAIN
 from cosmos_hydra.data.loader import Batch, Loader
 from cosmos_hydra.data.store import SampleStore
@@ -37,6 +37,7 @@ from cosmos_hydra.engines.torch.usage import peak_memory_gb
 from cosmos_hydra.engines.torch.validation import Validation
 from cosmos_hydra.errors import Preempted, StageError
 from cosmos_hydra.logs import progress
+from cosmos_hydra.models.lora import add_adapters
 from cosmos_hydra.models.transformer import Denoiser, build_transformer, evaluating
 from cosmos_hydra.signals import StopAsked, StopRequest, stop_on_request
 from cosmos_hydra.tracking.record import Record
@@ -60,12 +61,15 @@ class Trainer:
         # on no device yet: no rank ever holds the whole model
         with torch.device("meta"):
             transformer = build_transformer(config.model)
+            if config.peft.kind is PeftKind.lora:
+                add_adapters(transformer, config.peft)
         parallelize(transformer, config, ranks)
         transformer.to_empty(device=self.device)
         self.denoiser = Denoiser(transformer)
         self.optimizer = build_optimizer(self.denoiser, config.optim, config.seed, ranks.shard)
         self.stepper = Stepper(config, self.denoiser, self.optimizer, ranks)
         self.autocast = self.stepper.autocast
+        self.base = start.base
         self.step = fill(start, config, transformer, self.optimizer, ranks)
         self.is_consistent = True  # false until a step's weights and rows are both there
 
@@ -76,6 +80,10 @@ class Trainer:
     @property
     def num_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.denoiser.parameters())
+
+    @property
+    def num_trained(self) -> int:
+        return sum(p.numel() for p in self.denoiser.parameters() if p.requires_grad)
 
     def train(self) -> float | None:
         """Run to trainer.max_steps and return the last validation loss.
@@ -96,12 +104,18 @@ class Trainer:
             return None
         if self.ranks.is_first:
             checkpoint.remove_leftovers(self.run)
-            checkpoint.check_space(self.run, self.num_parameters)
-        self.saver = Saver(self.run, self.ranks, config.model, trainer.keep, self.fitted_tokenizer)
+            size_bytes = checkpoint.bytes_per_parameter(config.optim.state) * self.num_trained
+            checkpoint.check_space(self.run, size_bytes)
+        self.saver = Saver(
+            self.run, self.ranks, config.model, trainer.keep, self.fitted_tokenizer, config.peft
+        )
         precision = effective_precision(config.parallel.precision, self.device)
+        is_part = self.num_trained < self.num_parameters
+        part = f", {self.num_trained / 1e6:.2f} M of them trained," if is_part else ""
         logger.info(
-            f"{config.model.name}: {self.num_parameters / 1e6:.1f} M parameters on {self.device} "
-            f"in {precision}; run {self.run}, steps {self.step} to {trainer.max_steps}"
+            f"{config.model.name}: {self.num_parameters / 1e6:.1f} M parameters{part} on "
+            f"{self.ranks} in {precision}; run {self.run}, "
+            f"steps {self.step} to {trainer.max_steps}"
         )
         logger.info(
             f"data: {config.data.path}, {len(self.store.splits[TRAIN])} samples to train on, "
@@ -303,6 +317,7 @@ class Trainer:
             "text_encoder": self.store.manifest["text_encoder"],
             "captions": list(captions)[:MAX_CAPTIONS],
             "fps": self.fps,
+            "base": self.base,
             "effective": {
                 "device": str(self.device),
                 "precision": precision.name,
