@@ -34,6 +34,7 @@ class Preempted(CosmosError):
     """A signal asked the run to stop; its checkpoint is on disk."""
 
     exit_code = 75
+    is_everywhere = True
 
 
 # what a disk answers when it does not take a file, and what to do about it

@@ -35,7 +35,7 @@ from cosmos_hydra.logs import logging_to
 from cosmos_hydra.overrides import conf_folder, explain, quote_free_text, refuse_null_groups
 from cosmos_hydra.redaction import leaks, redact, redacted_output
 from cosmos_hydra.runs import run_directory
-from cosmos_hydra.signals import ending_when_interrupted, ignore_all
+from cosmos_hydra.signals import ending_when_interrupted, ignore_all, leave_after_the_first
 
 STAGES = {
     schema.Stage.preprocess: "cosmos_hydra.stages.preprocess:run",
@@ -169,12 +169,14 @@ def report(error: CosmosError) -> int:
     """Print an error the user can act on, one line a problem, and return its exit code."""
     if isinstance(error, Preempted):
         ignore_all()
-    # what every rank finds, one says
-    is_said = error.is_everywhere and not place.is_first()
+    if error.is_everywhere and not place.is_first():  # what every rank finds, one says
+        if not isinstance(error, Preempted):
+            leave_after_the_first()
+        return error.exit_code
     name = "cosmos-hydra" if place.is_first() else f"cosmos-hydra: rank {place.rank()}"
     # the exit code matters more, and the terminal may be gone
     with suppress(OSError):
-        for line in [] if is_said else str(error).splitlines():
+        for line in str(error).splitlines():
             sys.stderr.write(f"{name}: {line}\n")
     return error.exit_code
 

@@ -21,24 +21,26 @@ CASES = {
         4,
         ("parallel.dp_shard=2", "parallel.tp=4"),
         (
-            "parallel.dp_replicate=1 parallel.dp_shard=2 parallel.cp=1 parallel.tp=4 do not multiply "
-            "to the 4 ranks of this job; start 8 ranks, or set one of them to -1 (what is left)"
+            "parallel.dp_replicate=1 parallel.dp_shard=2 parallel.cp=1 parallel.tp=4 do not "
+            "multiply to the 4 ranks of this job; start 8 ranks, or set one of them to -1 "
+            "(what is left)"
         ),
     ),
     "too few": (
         4,
         ("parallel.tp=2",),
         (
-            "parallel.dp_replicate=1 parallel.dp_shard=1 parallel.cp=1 parallel.tp=2 do not multiply "
-            "to the 4 ranks of this job; start 2 ranks, or set one of them to -1 (what is left)"
+            "parallel.dp_replicate=1 parallel.dp_shard=1 parallel.cp=1 parallel.tp=2 do not "
+            "multiply to the 4 ranks of this job; start 2 ranks, or set one of them to -1 "
+            "(what is left)"
         ),
     ),
     "nothing is left": (
         4,
         ("parallel.dp_shard=-1", "parallel.cp=3"),
         (
-            "parallel.dp_replicate=1 parallel.dp_shard=-1 parallel.cp=3 parallel.tp=1 do not multiply "
-            "to the 4 ranks of this job; start a multiple of 3 ranks"
+            "parallel.dp_replicate=1 parallel.dp_shard=-1 parallel.cp=3 parallel.tp=1 do not "
+            "multiply to the 4 ranks of this job; start a multiple of 3 ranks"
         ),
     ),
     "two are left": (
@@ -66,16 +68,16 @@ CASES = {
         5,
         ("parallel.cp=5",),
         (
-            "parallel.cp=5 parallel.tp=1 share the 24 tokens of a clip among 5 ranks, which do not "
-            "divide them; change data.height, data.width or data.frames, or a degree"
+            "parallel.cp=5 parallel.tp=1 share the 24 tokens of a clip among 5 ranks, which do "
+            "not divide them; change data.height, data.width or data.frames, or a degree"
         ),
     ),
     "tokens over tp too": (
         16,
         ("parallel.cp=4", "parallel.tp=4", "model.num_heads=4"),
         (
-            "parallel.cp=4 parallel.tp=4 share the 24 tokens of a clip among 16 ranks, which do not "
-            "divide them; change data.height, data.width or data.frames, or a degree"
+            "parallel.cp=4 parallel.tp=4 share the 24 tokens of a clip among 16 ranks, which do "
+            "not divide them; change data.height, data.width or data.frames, or a degree"
         ),
     ),
     "samples": (
@@ -91,8 +93,8 @@ CASES = {
         ("parallel.dp_shard=-1", "parallel.tp=5", "parallel.cp=5", "model.num_heads=4"),
         (
             "parallel.tp=5 does not divide model.num_heads=4; use one of 1, 2, 4\n"
-            "parallel.cp=5 parallel.tp=5 share the 24 tokens of a clip among 25 ranks, which do not "
-            "divide them; change data.height, data.width or data.frames, or a degree\n"
+            "parallel.cp=5 parallel.tp=5 share the 24 tokens of a clip among 25 ranks, which do "
+            "not divide them; change data.height, data.width or data.frames, or a degree\n"
             "trainer.global_batch_size=2 is not divisible by the 3 data-parallel ranks; "
             "use a multiple of 3"
         ),

@@ -19,16 +19,14 @@ SETTINGS = (
 )
 TABLES = [f"learnable_pos_embed.pos_emb_{axis}" for axis in "thw"]
 TIME = [f"time_embed.{n}.weight" for n in ("t_embedder.linear_1", "t_embedder.linear_2", "norm")]
+BLOCKS = [f"transformer_blocks.{number}" for number in (0, 1)]
 ADALN = [
     f"{norm}.linear_{number}.weight"
-    for norm in (*(f"transformer_blocks.{b}.norm{n}" for b in (0, 1) for n in (1, 2, 3)), "norm_out")
+    for norm in (*(f"{block}.norm{n}" for block in BLOCKS for n in (1, 2, 3)), "norm_out")
     for number in (1, 2)
 ]
 HEAD_NORMS = [
-    f"transformer_blocks.{block}.attn{n}.norm_{which}.weight"
-    for block in (0, 1)
-    for n in (1, 2)
-    for which in "qk"
+    f"{block}.attn{n}.norm_{which}.weight" for block in BLOCKS for n in (1, 2) for which in "qk"
 ]
 TP_PAIRS = ((0, 1), (2, 3))  # tp is innermost
 

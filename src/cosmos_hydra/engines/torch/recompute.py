@@ -14,7 +14,6 @@ from torch.utils.checkpoint import (
     CheckpointPolicy,
     checkpoint,
     create_selective_checkpoint_contexts,
-    noop_context_fn,
 )
 
 from cosmos_hydra.config import ParallelConfig, Recompute
@@ -41,38 +40,26 @@ def apply_recompute(transformer: Any, parallel: ParallelConfig, device: torch.de
     """
     blocks = list(transformer.transformer_blocks)
     if parallel.recompute is not Recompute.none:
-        contexts = _contexts(parallel.recompute)
+        # nothing in a block is random
+        options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
+        if parallel.recompute in KEPT:
+            options["context_fn"] = _contexts(KEPT[parallel.recompute])
         # the last blocks' activations are gone before most gradients come
         for block in blocks[: len(blocks) - parallel.recompute_except]:
-            _wrap(block, partial(_checkpointed, contexts=contexts))
+            # within FSDP's hooks, so that the weights are gathered; torch.compile knows this form
+            block.forward = partial(checkpoint, block.forward, **options)
     if parallel.offload_activations and device.type == "cuda":
         offload = Offload(device)
         for block in blocks:
-            _wrap(block, partial(_offloaded, offload=offload, block=block))
+            block.forward = partial(_offloaded, block.forward, offload=offload, block=block)
 
 
-def _contexts(policy: Recompute) -> Callable[[], Any]:
-    if policy is Recompute.full:
-        return noop_context_fn
-    kept = KEPT[policy]
-
+def _contexts(kept: set[Any]) -> Callable[[], Any]:
     def choose(context: Any, operation: Any, *arguments: Any, **options: Any) -> CheckpointPolicy:
         keep = operation in kept
         return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
 
     return partial(create_selective_checkpoint_contexts, choose)
-
-
-def _wrap(block: nn.Module, around: Callable[..., Any]) -> None:
-    # within FSDP's hooks: recomputing finds the weights gathered
-    block.forward = partial(around, block.forward)
-
-
-def _checkpointed(forward: Callable[..., Any], *inputs: Any, contexts: Callable[[], Any]) -> Any:
-    # nothing in a block is random
-    return checkpoint(
-        forward, *inputs, use_reentrant=False, context_fn=contexts, preserve_rng_state=False
-    )
 
 
 def _offloaded(
