@@ -34,9 +34,9 @@ def gradients_with(parallel: ParallelConfig, is_compiled: bool = False) -> tuple
     latent_BCFHW = torch.randn(1, model.latent_channels + 1, 2, 16, 16, generator=generator)
     text_BTD = torch.randn(1, model.text_tokens, model.text_dim, generator=generator)
     with LiveMemory() as memory:
-        out = transformer(
-            latent_BCFHW, torch.tensor([0.3]), text_BTD, fps=24.0, return_dict=False
-        )[0]
+        out = transformer(latent_BCFHW, torch.tensor([0.3]), text_BTD, fps=24.0, return_dict=False)[
+            0
+        ]
         alive = memory.live
     out.square().mean().backward()
     return {name: p.grad for name, p in transformer.named_parameters()}, alive
