@@ -8,17 +8,24 @@ import torch
 from conftest import SMALL
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
-from safetensors.torch import load_file
 
 from cosmos_hydra import config as schema
 from cosmos_hydra import runs
-from cosmos_hydra.config import Config, SyntheticConfig
+from cosmos_hydra.config import Config, ModelConfig, SyntheticConfig
 from cosmos_hydra.data.store import open_store
+from cosmos_hydra.engines.torch.checkpoint import open_checkpoint
+from cosmos_hydra.engines.torch.mesh import join
+from cosmos_hydra.engines.torch.state import fill_shards, read_into
 from cosmos_hydra.engines.torch.trainer import Trainer
 from cosmos_hydra.job import Job
+from cosmos_hydra.models.transformer import build_transformer, initial
 from cosmos_hydra.overrides import conf_folder
 from cosmos_hydra.stages.generate import run as run_generate
 from cosmos_hydra.tracking import metrics
+from cosmos_hydra.weights.diffusers import save_transformer
+from cosmos_hydra.weights.load import load_weights
+from cosmos_hydra.weights.locate import locate
+from cosmos_hydra.weights.torch_metadata import read_metadata
 
 TIMINGS = ("step_s", "data_wait_s", "tokens_per_s", "mem_gb", "validation_s")
 SAMPLES = "samples/synthetic-toy-9x48x64"
@@ -43,7 +50,7 @@ def small_config(folder: Path, *overrides: str) -> Config:
 
 def trainer_of(config: Config, run: Path) -> Trainer:
     """Return a trainer on the CPU; building it loads what it starts from."""
-    return Trainer(config, run, open_store(config.data.path), torch.device("cpu"))
+    return Trainer(config, run, open_store(config.data.path), join(config, torch.device("cpu")))
 
 
 def train(config: Config, run: Path) -> Trainer:
@@ -72,9 +79,39 @@ def rows_of(run: Path) -> list[dict[str, Any]]:
 
 def state_of(run: Path, step: int) -> dict[str, torch.Tensor]:
     """Return weights and optimizer state of a checkpoint."""
-    folder = runs.step_folder(run, step)
-    weights = load_file(folder / "transformer" / "diffusion_pytorch_model.safetensors")
-    return weights | load_file(folder / "optimizer.safetensors")
+    return tensors_in(runs.step_folder(run, step) / "state")
+
+
+def tensors_in(folder: Path) -> dict[str, torch.Tensor]:
+    """Return every tensor of a torch.distributed.checkpoint folder."""
+    stored = read_metadata(folder).tensors
+    table = {
+        name: torch.empty(tensor.shape, dtype=getattr(torch, tensor.dtype))
+        for name, tensor in stored.items()
+    }
+    read_into(table, folder, None)
+    return table
+
+
+def weight_of(run: Path, step: int, name: str) -> torch.Tensor:
+    """Return one parameter of a checkpoint."""
+    return state_of(run, step)[f"weight.{name}"]
+
+
+def initialised(model: ModelConfig, seed: int) -> Any:
+    """Return a transformer with the first weights of training from scratch."""
+    transformer = build_transformer(model)
+    fill_shards(transformer, lambda name, shape: initial(name, shape, seed))
+    return transformer
+
+
+def export(folder: Path, out: Path) -> Path:
+    """Write the weights of a checkpoint as a diffusers folder and return that."""
+    model = schema.from_dict(open_checkpoint(folder).manifest["config"]).model
+    transformer = build_transformer(model)
+    load_weights(transformer, locate(str(folder), "checkpoint"))
+    save_transformer(transformer, model, out)
+    return out
 
 
 def assert_same_tensors(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:

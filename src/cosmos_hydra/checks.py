@@ -1,16 +1,19 @@
 """Cross-checks of the config, in one place and all at once, before any model is built."""
 
+import re
 from collections.abc import Iterator
 from pathlib import PurePath
 
 from cosmos_hydra.config import (
     Config,
+    PeftKind,
     SampleFormat,
     Stage,
     TextEncoderKind,
     TokenizerKind,
     WandbMode,
 )
+from cosmos_hydra.models.size import adapted_layers, linear_layers
 from cosmos_hydra.tracking.wandb import has_wandb_key, wandb_host
 
 SPATIAL_FACTOR = 8  # pixels of a latent cell, both tokenizers
@@ -40,7 +43,9 @@ def check(config: Config) -> list[str]:
         *_ranges(config),
         *(wrong_axes or _clip(config)),
         *_model(config),
+        *_adapters(config),
         *_sources(config),
+        *_export(config),
     ]
 
 
@@ -51,6 +56,7 @@ def _ranges(config: Config) -> Iterator[str]:
         "trainer.micro_batch_size": config.trainer.micro_batch_size,
         "trainer.validation_samples": config.trainer.validation_samples,
         "trainer.validation_sigmas": config.trainer.validation_sigmas,
+        "peft.rank": config.peft.rank,
         "data.frames": config.data.frames,
         "data.chunks_per_video": config.data.chunks_per_video,
         "data.tokenizer_clips": config.data.tokenizer_clips,
@@ -77,6 +83,7 @@ def _ranges(config: Config) -> Iterator[str]:
         "trainer.preview_every": config.trainer.preview_every,
         "trainer.keep": config.trainer.keep,
         "trainer.max_skipped_steps": config.trainer.max_skipped_steps,
+        "parallel.recompute_except": config.parallel.recompute_except,
         "optim.warmup_steps": config.optim.warmup_steps,
         "optim.weight_decay": config.optim.weight_decay,
         "generate.guidance": config.generate.guidance,
@@ -88,6 +95,8 @@ def _ranges(config: Config) -> Iterator[str]:
         "optim.lr": config.optim.lr,
         "optim.eps": config.optim.eps,
         "optim.grad_clip": config.optim.grad_clip,
+        "peft.alpha": config.peft.alpha,
+        "export.shard_gb": config.export.shard_gb,
         "data.fps": config.data.fps,
         "data.synthetic.fps": config.data.synthetic.fps,
         "model.objective.sigma_data": config.model.objective.sigma_data,
@@ -166,6 +175,29 @@ def _model(config: Config) -> Iterator[str]:
             "model.text_encoder.path=null but the t5 text encoder needs its weights; set it to "
             "the folder of the T5 encoder"
         )
+
+
+def _adapters(config: Config) -> Iterator[str]:
+    peft = config.peft
+    if peft.kind is PeftKind.none:
+        return
+    # the same in every block
+    names = {re.sub(r"transformer_blocks\.\d+\.", "", name) for name in linear_layers(config.model)}
+    advice = f"use some of {', '.join(sorted(names))}"
+    if not peft.targets:
+        yield f"peft.targets=[] is empty; {advice}"
+    for target in peft.targets:
+        if not adapted_layers(config.model, [target]):
+            yield f"peft.targets={target} names no linear layer; {advice}"
+
+
+def _export(config: Config) -> Iterator[str]:
+    if Stage.export not in config.stages:
+        return
+    if config.checkpoint is None:
+        yield "checkpoint=null; set it to the run, or the step of a run, to export"
+    if config.export.path is None:
+        yield "export.path=null; set it to the folder to write"
 
 
 def _sources(config: Config) -> Iterator[str]:

@@ -29,6 +29,7 @@ class Stage(Choice):
     pipeline = "pipeline"
     report = "report"
     doctor = "doctor"
+    export = "export"
 
 
 class SourceKind(Choice):
@@ -57,6 +58,11 @@ class TextEncoderKind(Choice):
     t5 = "t5"
 
 
+class PeftKind(Choice):
+    none = "none"
+    lora = "lora"
+
+
 class Precision(Choice):
     auto = "auto"
     bf16 = "bf16"
@@ -65,7 +71,23 @@ class Precision(Choice):
 
 class Recompute(Choice):
     none = "none"
+    save_matmul = "save_matmul"
+    save_attention = "save_attention"
     full = "full"
+
+
+class Attention(Choice):
+    auto = "auto"
+    cudnn = "cudnn"
+    flash = "flash"
+    efficient = "efficient"
+    math = "math"
+
+
+class StatePrecision(Choice):
+    fp32 = "fp32"
+    bf16 = "bf16"
+    int8 = "int8"
 
 
 class Schedule(Choice):
@@ -76,6 +98,15 @@ class Schedule(Choice):
 class Sampler(Choice):
     res_2ab = "res_2ab"
     euler = "euler"
+
+
+class ExportFormat(Choice):
+    diffusers = "diffusers"
+
+
+class ExportDtype(Choice):
+    bf16 = "bf16"
+    fp32 = "fp32"
 
 
 class ResumeMode(Choice):
@@ -171,6 +202,20 @@ class ModelConfig:
 
 
 @dataclass
+class PeftConfig:
+    # none = all weights are trained; lora = low-rank matrices added to frozen ones (peft library)
+    kind: PeftKind = PeftKind.none
+    # rank of an added matrix B @ A
+    rank: int = 16
+    # its factor is alpha / rank
+    alpha: float = 16.0
+    # linear layers that get one: names in the transformer, or how they end
+    targets: list[str] = field(
+        default_factory=lambda: ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"]
+    )
+
+
+@dataclass
 class SyntheticConfig:
     # videos to render; each shows one view of one motion
     num_videos: int = 32
@@ -227,11 +272,30 @@ class DataConfig:
 
 @dataclass
 class ParallelConfig:
+    # ranks that hold copies of the whole model, each with its own samples; -1 = what is left
+    dp_replicate: int = 1
+    # ranks that share weights, gradients and optimizer state (FSDP), each with its own samples;
+    # -1 = what is left
+    dp_shard: int = 1
+    # ranks that share the tokens of each sample (context parallel)
+    cp: int = 1
+    # ranks that share the heads and the MLP of each block (tensor parallel)
+    tp: int = 1
+    # with tp: share the tokens between the blocks' parts too
+    sequence_parallel: bool = True
     # bf16 = bfloat16 compute with float32 weights and loss; fp32 = float32 throughout;
     # auto = bf16 on a GPU, fp32 on a CPU
     precision: Precision = Precision.auto
-    # none = keep all activations; full = recompute each block in the backward pass
+    # what blocks compute again in the backward pass: none = nothing, most memory; save_matmul =
+    # all but matrix products and attention; save_attention = all but attention; full = all
     recompute: Recompute = Recompute.none
+    # last blocks that keep all their activations whatever `recompute` says
+    recompute_except: int = 0
+    # move what blocks keep to main memory until the backward pass needs it; CUDA only
+    offload_activations: bool = False
+    # attention kernel of PyTorch: auto = the first that works here of cudnn (on Hopper and newer),
+    # flash, efficient, math; or one of these
+    attention: Attention = Attention.auto
     # compile each transformer block with torch.compile
     compile: bool = False
 
@@ -264,6 +328,8 @@ class OptimConfig:
     min_lr_ratio: float = 0.0
     # largest global gradient norm; null = no clipping
     grad_clip: float | None = 1.0
+    # how the moments are kept: fp32; bf16, stochastically rounded; int8, block-wise (torchao)
+    state: StatePrecision = StatePrecision.fp32
 
 
 @dataclass
@@ -325,6 +391,18 @@ class GenerateConfig:
 
 
 @dataclass
+class ExportConfig:
+    # what to write: diffusers = config.json and safetensors, as the release has them
+    format: ExportFormat = ExportFormat.diffusers
+    # folder to write; it must not exist or be empty
+    path: str | None = None
+    # dtype of the written weights: bf16 as released, or fp32 as trained
+    dtype: ExportDtype = ExportDtype.bf16
+    # largest size of a safetensors file, GB
+    shard_gb: float = 10.0
+
+
+@dataclass
 class LogConfig:
     # steps between rows in wandb; metrics.jsonl has every step
     every: int = 1
@@ -346,17 +424,18 @@ class PipelineConfig:
 
 @dataclass
 class Config:
-    # what to do: preprocess, post_train, generate, pipeline (all of them), report, or doctor
+    # what to do: preprocess, post_train, generate, pipeline (all of them), report, export or doctor
     stage: Stage = MISSING
     # name of the run; its folder is ${paths.runs}/${name}
     name: str = MISSING
     # seed of weights, sample order, noise and text dropout
     seed: int = 0
-    # what generate and report take: a run, a step of a run, or (generate) a diffusers folder;
-    # null = this run
+    # what generate, report and export take: a run, a step of a run, or (generate) a diffusers
+    # folder; null = this run
     checkpoint: str | None = None
     paths: PathsConfig = field(default_factory=PathsConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    peft: PeftConfig = field(default_factory=PeftConfig)
     data: DataConfig = field(default_factory=DataConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
@@ -364,6 +443,7 @@ class Config:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     resume: ResumeConfig = field(default_factory=ResumeConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
     log: LogConfig = field(default_factory=LogConfig)
 

@@ -11,12 +11,15 @@ class CosmosError(Exception):
     """An error the user can act on; `main` prints it without a traceback."""
 
     exit_code = 1
+    # whether every rank of a job meets it
+    is_everywhere = False
 
 
 class ConfigError(CosmosError):
     """Something to fix in the config; found before any model is built. One problem a line."""
 
     exit_code = 2
+    is_everywhere = True
 
     def __init__(self, *problems: str) -> None:
         self.problems = problems
@@ -31,6 +34,7 @@ class Preempted(CosmosError):
     """A signal asked the run to stop; its checkpoint is on disk."""
 
     exit_code = 75
+    is_everywhere = True
 
 
 # what a disk answers when it does not take a file, and what to do about it

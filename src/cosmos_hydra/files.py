@@ -74,13 +74,18 @@ def write_json(path: Path, content: Any) -> None:
     write_bytes(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
+def temporary_of(folder: Path) -> Path:
+    """Return the name that `new_folder` gives a folder until it is whole."""
+    return folder.with_name(f"{folder.name}{TEMPORARY_SUFFIX}")
+
+
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder that becomes `path` when the block ends without an error.
 
     An existing `path` is replaced. A folder that a kill left behind ends in `.tmp`.
     """
-    temporary = path.with_name(f"{path.name}{TEMPORARY_SUFFIX}")
+    temporary = temporary_of(path)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:

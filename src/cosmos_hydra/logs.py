@@ -20,6 +20,8 @@ from cosmos_hydra.redaction import redact
 
 LINE_INTERVAL_S = 10.0
 STDOUT = 1
+# where torchao is installed, these warn on import of parts that nothing here uses
+QUIET = ("torchao", "diffusers.quantizers", "torch.utils._pytree")
 logger = logging.getLogger(__name__)
 
 
@@ -65,18 +67,25 @@ class FileFormatter(logging.Formatter):
 
 
 @contextmanager
-def logging_to(file: Path | None, verbose: bool | str | list[str]) -> Iterator[None]:
+def logging_to(
+    file: Path | None, verbose: bool | str | list[str], is_speaking: bool = True
+) -> Iterator[None]:
     """Show messages on the console and append them to a file; an unexpected error goes there too.
 
-    `verbose` as hydra.verbose: true = debug messages of everything, or names of loggers.
+    `verbose` as hydra.verbose: true = debug messages of everything, or names of loggers. A rank
+    that does not speak shows errors alone.
     """
     root = logging.getLogger()
-    handlers: list[logging.Handler] = [ConsoleHandler()]
+    console = ConsoleHandler()
+    console.setLevel(logging.NOTSET if is_speaking else logging.ERROR)
+    handlers: list[logging.Handler] = [console]
     if file is not None:
         handlers.append(LogFile(file, encoding="utf-8", delay=True))
         handlers[-1].setFormatter(FileFormatter())
     before = root.level
     root.setLevel(logging.DEBUG if verbose is True else logging.INFO)
+    for name in QUIET:
+        logging.getLogger(name).setLevel(logging.ERROR)
     names = [verbose] if isinstance(verbose, str) else verbose
     for name in names if isinstance(names, list) else []:
         logging.getLogger(name).setLevel(logging.DEBUG)

@@ -25,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from cosmos_hydra import config as schema
-from cosmos_hydra import files, guard
+from cosmos_hydra import files, guard, place
 from cosmos_hydra.changes import flat
 from cosmos_hydra.checks import check, settle
 from cosmos_hydra.claim import claim
@@ -35,16 +35,18 @@ from cosmos_hydra.logs import logging_to
 from cosmos_hydra.overrides import conf_folder, explain, quote_free_text, refuse_null_groups
 from cosmos_hydra.redaction import leaks, redact, redacted_output
 from cosmos_hydra.runs import run_directory
-from cosmos_hydra.signals import ending_when_interrupted, ignore_all
+from cosmos_hydra.signals import ending_when_interrupted, ignore_all, leave_after_the_first
 
 STAGES = {
     schema.Stage.preprocess: "cosmos_hydra.stages.preprocess:run",
     schema.Stage.post_train: "cosmos_hydra.stages.post_train:run",
     schema.Stage.generate: "cosmos_hydra.stages.generate:run",
     schema.Stage.report: "cosmos_hydra.stages.report:run",
+    schema.Stage.export: "cosmos_hydra.stages.export:run",
     schema.Stage.doctor: "cosmos_hydra.stages.doctor:run",
 }
-LOOKING = (schema.Stage.report, schema.Stage.doctor)  # these make no run of their own
+# these make no run of their own
+LOOKING = (schema.Stage.report, schema.Stage.export, schema.Stage.doctor)
 logger = logging.getLogger(__name__)
 
 
@@ -54,7 +56,11 @@ def run_stages(config: schema.Config, job: Job) -> object:
     Raises: ConfigError before anything is built; StageError when data or machine do not fit.
     """
     result: object = None
-    for stage in config.stages:
+    if schema.Stage.post_train in config.stages:
+        place.use_expandable_segments()
+    # the other ranks of a job help rank 0 to train
+    stages = [s for s in config.stages if place.is_first() or s is schema.Stage.post_train]
+    for stage in stages:
         module, _, function = STAGES[stage].partition(":")
         if len(config.stages) > 1:
             logger.info(f"== {stage.name} ==")
@@ -84,7 +90,8 @@ def task(composed: DictConfig) -> object:
         # SystemExit passes through Hydra without its own report
         raise SystemExit(report(problem)) from None
     finally:
-        _discard_if_unused(job.directory)
+        if place.is_first():
+            _discard_if_unused(job.directory)
 
 
 def _run(job: Job, hydra_config: Any) -> object:
@@ -96,8 +103,9 @@ def _run(job: Job, hydra_config: Any) -> object:
         raise ConfigError(*problems)
     with ExitStack() as stack:
         here = job.directory
-        log = None if config.stage in LOOKING else here / "run.log"
-        stack.enter_context(logging_to(log, hydra_config.verbose))
+        is_writing = config.stage not in LOOKING and place.is_first()
+        log = here / "run.log" if is_writing else None
+        stack.enter_context(logging_to(log, hydra_config.verbose, place.is_first()))
         if log is not None:
             stack.enter_context(claim(here / files.LOCK, str(here)))
             files.remove_leftovers(here, here / ".hydra", here / "previews")
@@ -161,10 +169,15 @@ def report(error: CosmosError) -> int:
     """Print an error the user can act on, one line a problem, and return its exit code."""
     if isinstance(error, Preempted):
         ignore_all()
+    if error.is_everywhere and not place.is_first():  # what every rank finds, one says
+        if not isinstance(error, Preempted):
+            leave_after_the_first()
+        return error.exit_code
+    name = "cosmos-hydra" if place.is_first() else f"cosmos-hydra: rank {place.rank()}"
     # the exit code matters more, and the terminal may be gone
     with suppress(OSError):
         for line in str(error).splitlines():
-            sys.stderr.write(f"cosmos-hydra: {line}\n")
+            sys.stderr.write(f"{name}: {line}\n")
     return error.exit_code
 
 

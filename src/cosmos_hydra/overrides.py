@@ -30,6 +30,7 @@ PATH_KEYS = {
     "data.captions",
     "data.path",
     "data.source",
+    "export.path",
     "generate.out",
     "generate.prompt_file",
     "model.text_encoder.path",

@@ -21,6 +21,7 @@ MAX_JSON_BYTES = 256 << 20
 MAX_JSON_VALUES = 8_000_000
 MAX_HEADER_BYTES = 4 << 20  # thirty thousand tensors; the largest model here has a thousand
 MAX_NAME = 255
+MAX_LISTED = 20
 SEAL = "sha256"
 UNSEALED = "0" * 64
 
@@ -30,6 +31,12 @@ def shown(value: object) -> str:
     text = str(value) if isinstance(value, (str, Exception)) else reprlib.repr(value)
     escaped = ascii(text)[1:-1]
     return escaped if len(escaped) <= 100 else f"{escaped[:100]}..."
+
+
+def listed(problems: list[str]) -> str:
+    """Return what is wrong as one line, which is not long."""
+    more = len(problems) - MAX_LISTED
+    return "; ".join([*problems[:MAX_LISTED], *([f"and {more} more"] if more > 0 else [])])
 
 
 def size_of(path: Path) -> int:

@@ -7,14 +7,18 @@ instead and stops at its next safe point. Imports nothing slow: it is in force f
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+
+from cosmos_hydra.place import is_first
 
 PREEMPTING = (signal.SIGTERM, signal.SIGUSR2)
 STOPPING = (signal.SIGINT, *PREEMPTING)
 INTERRUPTED, PREEMPTED = 130, 75  # exit codes
 STDERR = 2
+SPEAKING_S = 10.0  # where nobody ends the other ranks
 
 
 def stop_at_once() -> None:
@@ -26,7 +30,8 @@ def stop_at_once() -> None:
 
     def handle(number: int, frame: FrameType | None) -> None:
         with suppress(OSError):  # the terminal may be gone
-            os.write(STDERR, _farewell(f"stopped by {signal.Signals(number).name}").encode())
+            if is_first():
+                os.write(STDERR, _farewell(f"stopped by {signal.Signals(number).name}").encode())
         os._exit(PREEMPTED)
 
     for number in PREEMPTING:
@@ -41,12 +46,23 @@ def ending_when_interrupted() -> Iterator[None]:
     except KeyboardInterrupt:
         ignore_all()
         with suppress(OSError):
-            sys.stderr.write(_farewell("interrupted"))
+            if is_first():
+                sys.stderr.write(_farewell("interrupted"))
         sys.exit(INTERRUPTED)
 
 
 def _farewell(reason: str) -> str:
     return f"cosmos-hydra: {reason}; the same command goes on from here\n"
+
+
+def leave_after_the_first() -> None:
+    """Wait for the end that comes when rank 0, which is about to say why, has ended.
+
+    Whoever started the ranks ends all when one ends, and would end rank 0 before it has spoken.
+    """
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_DFL)
+    time.sleep(SPEAKING_S)
 
 
 def ignore_all() -> None:

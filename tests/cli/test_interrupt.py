@@ -113,12 +113,12 @@ def whole_run(small_samples: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.mark.parametrize(
     ("place", "call", "times", "saved"),
     [
-        ("engines.torch.trainer.learning_rate", 3, 1, [2, 3]),  # the step is finished first
-        ("engines.torch.trainer.learning_rate", 4, 2, [2, 3]),  # twice: at once
+        ("engines.torch.step.learning_rate", 3, 1, [2, 3]),  # the step is finished first
+        ("engines.torch.step.learning_rate", 4, 2, [2, 3]),  # twice: at once
         ("engines.torch.trainer.build_transformer", 1, 1, []),  # before training
         ("engines.torch.validation.weighted_error", 1, 1, []),  # before the first step
         ("engines.torch.validation.denoise", 3, 1, [2]),  # in the validation after step 2
-        ("engines.torch.checkpoint.save_file", 1, 2, [2]),  # twice, while saving step 2
+        ("engines.torch.state.write", 1, 2, [2]),  # twice, while saving step 2
     ],
 )
 def test_interrupted_training_goes_on_to_the_same_weights_bitwise(
@@ -137,11 +137,13 @@ def test_interrupted_training_goes_on_to_the_same_weights_bitwise(
     press(place, call, times)
     stopped = command(*typed, cwd=tmp_path)
     assert (stopped.code, stopped.stderr) == (130, GOES_ON)
-    assert runs.steps(tmp_path / RUN) == saved
+    # training may be a step further when the thread that saves is interrupted
+    found = runs.steps(tmp_path / RUN)
+    assert found == saved or (place.endswith("write") and found == [2, 3])
     assert list((tmp_path / RUN).rglob("*.tmp")) == []
 
     printed = finish(command(*typed, cwd=tmp_path))
-    assert (f"resuming step {max(saved, default=0)}/4 of {RUN}\n" in printed) == bool(saved)
+    assert (f"resuming step {max(found, default=0)}/4 of {RUN}\n" in printed) == bool(saved)
     last = "checkpoints/step_000004"
     assert content(tmp_path / RUN / last) == content(folder / RUN / last)
     assert rows_of(tmp_path / RUN) == rows_of(folder / RUN)
@@ -180,7 +182,7 @@ def test_an_interrupted_pipeline_goes_on_in_the_stage_it_was_in(
     command: Command, tmp_path: Path, press: Press
 ) -> None:
     typed = ("stage=pipeline", *SMALL, "pipeline.stages=[preprocess,post_train]")
-    press("engines.torch.trainer.learning_rate", 1)
+    press("engines.torch.step.learning_rate", 1)
     stopped = command(*typed, cwd=tmp_path)
     assert (stopped.code, stopped.stderr) == (130, GOES_ON)
     assert runs.steps(tmp_path / RUN) == [1]

@@ -7,7 +7,7 @@ import pytest
 from conftest import Command
 
 PREPROCESS = "stage=preprocess"
-STAGES = "preprocess, post_train, generate, pipeline, report, doctor"
+STAGES = "preprocess, post_train, generate, pipeline, report, doctor, export"
 # what is typed, and the line after `cosmos-hydra: `
 MISTAKES = {
     ("model=8b",): "model=8b does not exist; options: 14b, 7b, tiny; did you mean 7b?",
@@ -16,7 +16,8 @@ MISTAKES = {
     ),
     ("engine=nemo",): "engine=nemo does not exist; options: torch",
     ("experiment=quickstrt",): (
-        "experiment=quickstrt does not exist; options: quickstart; did you mean quickstart?"
+        "experiment=quickstrt does not exist; options: cosmos_diffusion_14b_text2world_finetune, "
+        "cosmos_diffusion_7b_text2world_finetune, quickstart; did you mean quickstart?"
     ),
     ("modl=7b",): "modl=7b is not a config key; did you mean model?",
     ("optimizer=adamw",): "optimizer=adamw is not a config key; did you mean optim?",

@@ -12,6 +12,7 @@ AT_LEAST_1 = (
     "trainer.validation_samples",
     "trainer.validation_sigmas",
     "trainer.preview_steps",
+    "peft.rank",
     "data.frames",
     "data.chunks_per_video",
     "data.tokenizer_clips",
@@ -34,9 +35,12 @@ AT_LEAST_0 = (
     "trainer.preview_every",
     "trainer.keep",
     "trainer.max_skipped_steps",
+    "parallel.recompute_except",
     "optim.warmup_steps",
 )
 ABOVE_0 = (
+    "peft.alpha",
+    "export.shard_gb",
     "optim.lr",
     "optim.eps",
     "optim.grad_clip",
@@ -173,6 +177,34 @@ def test_a_name_outside_the_runs_is_refused(name: str) -> None:
         f"name={name} leaves paths.runs; choose a plain name, or set paths.runs"
     ]
     assert check(loaded("name=team/one..two")) == []
+
+
+LAYERS = (
+    "attn1.to_k, attn1.to_out.0, attn1.to_q, attn1.to_v, attn2.to_k, attn2.to_out.0, attn2.to_q, "
+    "attn2.to_v, ff.net.0.proj, ff.net.2, norm1.linear_1, norm1.linear_2, norm2.linear_1, "
+    "norm2.linear_2, norm3.linear_1, norm3.linear_2, norm_out.linear_1, norm_out.linear_2, "
+    "patch_embed.proj, proj_out, time_embed.t_embedder.linear_1, time_embed.t_embedder.linear_2"
+)
+
+
+def test_adapters_are_for_layers_that_exist() -> None:
+    lora = "peft.kind=lora"
+    assert check(changed(lora, "peft.targets=[]")) == [
+        f"peft.targets=[] is empty; use some of {LAYERS}"
+    ]
+    assert check(changed(lora, "peft.targets=[to_q,to_x]")) == [
+        f"peft.targets=to_x names no linear layer; use some of {LAYERS}"
+    ]
+    assert check(changed(lora, f"peft.targets=[{LAYERS}]")) == []
+    assert check(changed("peft.targets=[]")) == []
+
+
+def test_an_export_needs_what_to_export_and_where_to() -> None:
+    assert check(changed(stage="export")) == [
+        "checkpoint=null; set it to the run, or the step of a run, to export",
+        "export.path=null; set it to the folder to write",
+    ]
+    assert check(changed("checkpoint=a", "export.path=b", stage="export")) == []
 
 
 def test_all_problems_are_reported_at_once() -> None:

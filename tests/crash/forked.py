@@ -16,6 +16,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -39,7 +40,8 @@ class Hook:
     """What befalls a child when it is about to call a function for the n-th time.
 
     `place` is the function's dotted name, or DISK: whatever Python changes of files below `below`,
-    and every fsync. With `within`, only calls during that function's `within_call`-th run count.
+    and every fsync. With `within`, only calls during that function's `within_call`-th run count,
+    and of its thread.
     """
 
     place: str
@@ -161,19 +163,20 @@ def _end(code: int) -> None:
 def install(hook: Hook) -> None:
     """Lie in wait, in this process."""
     calls = itertools.count(1)
-    is_counting = not hook.within
+    counting: set[int] = set()  # threads that are within
 
     def befall(path: str | None = None) -> None:
+        is_counting = not hook.within or threading.get_ident() in counting
         if is_counting and next(calls) == hook.call:
             _act(hook, path)
 
     def within(real: Callable[..., Any], number: int, *arguments: Any, **named: Any) -> Any:
-        nonlocal is_counting
-        is_counting = number == hook.within_call
+        if number == hook.within_call:
+            counting.add(threading.get_ident())
         try:
             return real(*arguments, **named)
         finally:
-            is_counting = False
+            counting.discard(threading.get_ident())
 
     def called(real: Callable[..., Any], number: int, *arguments: Any, **named: Any) -> Any:
         befall()
@@ -183,6 +186,10 @@ def install(hook: Hook) -> None:
         if event in CHANGES and _is_change(event, arguments, hook.below):
             befall(os.fsdecode(arguments[0]))
 
+    if hook.do == "cut":
+        # Python ignores it, and only its main thread can change that
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if hook.within:
         _wrap(hook.within, within)
     if hook.place == DISK:
@@ -230,9 +237,6 @@ def _act(hook: Hook, path: str | None) -> None:
     elif hook.do == "fill":
         fill(Path(hook.below), hook.size_bytes)
     else:
-        if hook.do == "cut":
-            signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
-            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_FSIZE, (hook.size_bytes, hook.size_bytes))
 
 

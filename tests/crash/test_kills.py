@@ -11,7 +11,7 @@ from traces import assert_same, traces
 from undisturbed import begin, check_what_counts, finish, wall_s, whole
 
 SEED = 1
-SAVE = "cosmos_hydra.engines.torch.trainer.Trainer._save"
+SAVE = "cosmos_hydra.engines.torch.saving.Saver._write"
 
 
 def kill_at_random(stage: str, folder: Path, kills: int) -> None:
@@ -59,8 +59,8 @@ CUTS = {
     "encoding for NeMo": ("nemo", "data.prepare.read_clip", 15, 500),
     "a step": ("rarely_saved", "tracking.record.Record.step", 6, 1200),
     "a preview": ("rarely_saved", "engines.torch.previews.write_mp4", 4, 1000),
-    "weights": ("rarely_saved", "engines.torch.checkpoint.save", 2, 1 << 20),
-    "moments": ("rarely_saved", "engines.torch.checkpoint.save", 2, 12 << 20),
+    "a save": ("rarely_saved", "engines.torch.saving.Saver._write", 2, 1 << 20),
+    "the end of a save": ("rarely_saved", "engines.torch.saving.Saver._write", 2, 20 << 20),
     "a report": ("reported", "stages.post_train.write_report", 1, 20000),
     "a video": ("generate", "sampling.videos.write_mp4", 3, 1000),
     "a contact sheet": ("generate", "sampling.videos.save_picture", 1, 3000),
@@ -90,7 +90,7 @@ def test_a_few_kills_at_random_times(stage: str, kills: int, tmp_path: Path) -> 
     kill_at_random(stage, tmp_path, kills)
 
 
-@pytest.mark.parametrize("call", random.Random(SEED).sample(range(1, 25), 1))
+@pytest.mark.parametrize("call", random.Random(SEED).sample(range(1, 33), 1))
 def test_a_kill_at_one_change_of_the_disk_in_a_save(tmp_path: Path, call: int) -> None:
     assert kill_at_change("post_train", tmp_path, call, SAVE)
 

@@ -84,7 +84,7 @@ def test_a_damaged_newer_checkpoint_does_not_push_out_the_one_just_saved(
     quick = ("trainer.validate_every=0", "trainer.keep=1")
     train(small_config(small_samples, *quick, "trainer.keep=0"), tmp_path)
     assert runs.steps(tmp_path) == [2, 4]
-    weights = runs.step_folder(tmp_path, 4) / "optimizer.safetensors"
+    weights = runs.step_folder(tmp_path, 4) / "state/__0_0.distcp"
     weights.write_bytes(weights.read_bytes()[:-1])
     # begins at step 2 again, and keeps what it saves at step 3
     train(small_config(small_samples, *quick, "trainer.max_steps=3"), tmp_path)

@@ -19,6 +19,7 @@ from undisturbed import RUN, STAGES, begin, check_what_counts, finish, whole
 
 from cosmos_hydra import runs
 
+SAVE = "cosmos_hydra.engines.torch.saving.Saver._write"
 TERM, USR2 = int(signal.SIGTERM), int(signal.SIGUSR2)
 STOPPED = re.compile(
     r"cosmos-hydra: stopped by (SIGTERM|SIGUSR2|a signal at step \d of runs/tiny-synthetic); "
@@ -31,11 +32,11 @@ def at(place: str, call: int, *numbers: int, within: str = "", do: str = "signal
 
 
 def in_step(call: int, *numbers: int, do: str = "signal") -> Hook:
-    return Hook("torch.nn.utils.clip_grad_norm_", call, do=do, numbers=numbers)
+    return Hook("cosmos_hydra.engines.torch.step.clip", call, do=do, numbers=numbers)
 
 
 def in_save(call: int, *numbers: int) -> Hook:
-    return at("files.sync", call, *numbers, within="cosmos_hydra.engines.torch.checkpoint.save")
+    return at("files.sync", call, *numbers, within=SAVE)
 
 
 # what happens in which stage, and the last step that is on disk then
@@ -59,7 +60,8 @@ MOMENTS = {
         [at("engines.torch.previews.generate_latent", 6, USR2)],
         8,
     ),
-    "a save": ("rarely_saved", [in_save(2, USR2)], 4),
+    # training goes on meanwhile
+    "a save": ("rarely_saved", [in_save(2, USR2)], range(4, 9)),
     "the save it led to": (
         "rarely_saved",
         [in_step(3, TERM), in_save(1, TERM), in_save(4, TERM, USR2), in_save(7, USR2)],
@@ -90,7 +92,8 @@ def test_a_stopped_command_goes_on_to_the_same_end(moment: str, tmp_path: Path) 
     ended = run(*typed, cwd=cwd, hooks=hooks)
     assert ended.code == 75
     assert STOPPED.fullmatch(ended.stderr)
-    assert (runs.steps(cwd / RUN) or [None])[-1] == last_step
+    found = (runs.steps(cwd / RUN) or [None])[-1]
+    assert found in (last_step if isinstance(last_step, range) else [last_step])
     check_what_counts(cwd, stage)
     finish(*typed, cwd=cwd)
     assert_same(traces(cwd), whole(stage))

@@ -39,8 +39,8 @@ def whole(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def stop_and_resume(config: Config, stop: int, run: Path, whole: Path) -> None:
     update = Trainer._update
 
-    def interrupted(self: Trainer, batches: list) -> tuple:
-        row = update(self, batches)
+    def interrupted(self: Trainer, ids: list, batches: list) -> tuple:
+        row = update(self, ids, batches)
         if self.step == stop:
             signal.raise_signal(signal.SIGTERM)
         return row

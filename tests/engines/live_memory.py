@@ -13,10 +13,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from cosmos_hydra.config import Config, Precision, Recompute
+from cosmos_hydra.config import Attention, Config, Precision
 from cosmos_hydra.data.clips import latent_shape
 from cosmos_hydra.diffusion.edm import denoise, weighted_error
+from cosmos_hydra.engines.torch.attention import set_attention
+from cosmos_hydra.engines.torch.kernels import kernel_of
 from cosmos_hydra.engines.torch.precision import autocast_for
+from cosmos_hydra.engines.torch.recompute import apply_recompute
 from cosmos_hydra.models.transformer import Denoiser, build_transformer
 
 CPU = torch.device("cpu")
@@ -66,8 +69,8 @@ def build(config: Config, dtype: torch.dtype = torch.float32) -> Denoiser:
         transformer = build_transformer(config.model)
     finally:
         torch.set_default_dtype(torch.float32)
-    if config.parallel.recompute is Recompute.full:
-        transformer.enable_gradient_checkpointing()
+    set_attention(transformer, kernel_of(Attention.flash))
+    apply_recompute(transformer, config.parallel, CPU)
     return Denoiser(transformer)
 
 

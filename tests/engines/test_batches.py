@@ -8,7 +8,7 @@ from small_runs import SAMPLES
 
 from cosmos_hydra.config import ObjectiveConfig
 from cosmos_hydra.data.clips import TRAIN
-from cosmos_hydra.data.loader import Batch, Loader, collate, sample_ids
+from cosmos_hydra.data.loader import Batch, Item, Loader, collate, sample_ids
 from cosmos_hydra.data.store import Sample, open_store
 from cosmos_hydra.diffusion.edm import Noise, draw_noise
 
@@ -44,8 +44,10 @@ def test_a_batch_larger_than_the_data_repeats_samples_with_other_noise(
 ) -> None:
     store = open_store(str(small_samples / SAMPLES))
     ids = store.splits[TRAIN][:2]
-    (batch,) = Loader(store, ids, ObjectiveConfig(), 0, 4, 4).load(step=3)
-    assert sorted(batch.ids) == sorted(2 * ids)
+    loader = Loader(store, ids, ObjectiveConfig(), 0, 4, 4)
+    (batch,) = loader.load(step=3)
+    assert sorted(loader.sample_ids(3)) == sorted(2 * ids)
+    assert batch.positions == [0, 1, 2, 3]
     assert len(set(batch.sigma_B.tolist())) == 4
 
 
@@ -65,7 +67,7 @@ def test_steps_do_not_depend_on_where_the_loader_began(small_samples: Path) -> N
     assert list(loader().steps(6, 6)) == []
     for before, after in zip(whole[4:], resumed, strict=True):
         for one, other in zip(before, after, strict=True):
-            assert one.ids == other.ids
+            assert one.positions == other.positions
             assert all(map(torch.equal, tensors_of(one), tensors_of(other)))
 
 
@@ -74,8 +76,10 @@ def test_the_noise_of_a_step_is_that_of_its_key(small_samples: Path) -> None:
     objective = ObjectiveConfig(text_dropout=0.5)
     kept = []
     for step in range(4):
-        (batch,) = Loader(store, store.splits[TRAIN], objective, 9, 3, 3).load(step)
-        for index, name in enumerate(batch.ids):
+        loader = Loader(store, store.splits[TRAIN], objective, 9, 3, 3)
+        (batch,) = loader.load(step)
+        assert batch.positions == [0, 1, 2]
+        for index, name in enumerate(loader.sample_ids(step)):
             sample = store.load(name)
             noise = draw_noise(sample.latent_CFHW.shape, objective, 9, step, name, 0)
             assert torch.equal(batch.noise_BCFHW[index], noise.noise_CFHW)
@@ -86,31 +90,48 @@ def test_the_noise_of_a_step_is_that_of_its_key(small_samples: Path) -> None:
     assert set(kept) == {True, False}
 
 
-def item(name: str, width: int, fps: float, keeps_text: bool = True) -> tuple[Sample, Noise]:
+def test_the_parts_of_several_ranks_are_the_whole_step(small_samples: Path) -> None:
+    store = open_store(str(small_samples / SAMPLES))
+
+    def batches(place: int, parts: int) -> list[Batch]:
+        # 8 of 5 samples, so that some come twice, with other noise, also on different ranks
+        ids, size = store.splits[TRAIN][:5], 8
+        part = (place, parts)
+        return Loader(store, ids, ObjectiveConfig(), 0, size, size, part).load(step=1)
+
+    ((whole,), first, second) = batches(0, 1), batches(0, 2), batches(1, 2)
+    both = [*first, *second]
+    assert [batch.positions for batch in both] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    for name, tensor in vars(whole).items():
+        if isinstance(tensor, torch.Tensor):
+            assert torch.equal(torch.cat([getattr(batch, name) for batch in both]), tensor)
+
+
+def item(position: int, width: int, fps: float, keeps_text: bool = True) -> Item:
     sample = Sample(
-        id=name,
-        latent_CFHW=torch.full((2, 1, 2, width), float(name), dtype=torch.bfloat16),
+        id=str(position),
+        latent_CFHW=torch.full((2, 1, 2, width), float(position), dtype=torch.bfloat16),
         text_TD=torch.ones(3, 4, dtype=torch.bfloat16),
         padding_1HW=torch.zeros(1, 2, width),
         fps=fps,
         caption="",
     )
-    return sample, Noise(torch.tensor(1.0), torch.zeros(2, 1, 2, width), keeps_text)
+    return position, sample, Noise(torch.tensor(1.0), torch.zeros(2, 1, 2, width), keeps_text)
 
 
 def test_a_batch_holds_one_shape_and_one_rate() -> None:
-    items = [item("0", 4, 12), item("1", 6, 12), item("2", 4, 24), item("3", 4, 12)]
-    batches = collate([*items, item("4", 4, 12)], micro_batch_size=2)
-    assert [batch.ids for batch in batches] == [["0", "3"], ["4"], ["1"], ["2"]]
+    items = [item(0, 4, 12), item(1, 6, 12), item(2, 4, 24), item(3, 4, 12)]
+    batches = collate([*items, item(4, 4, 12)], micro_batch_size=2)
+    assert [batch.positions for batch in batches] == [[0, 3], [4], [1], [2]]
     assert [batch.fps for batch in batches] == [12, 12, 12, 24]
     for batch in batches:
         widths = {tensor.shape[-1] for tensor in (batch.latent_BCFHW, batch.padding_B1HW)}
         assert len(widths) == 1
         assert batch.latent_BCFHW.dtype == torch.float32
-        assert batch.latent_BCFHW[:, 0, 0, 0, 0].tolist() == [float(name) for name in batch.ids]
+        assert batch.latent_BCFHW[:, 0, 0, 0, 0].tolist() == batch.positions
 
 
 def test_dropped_text_becomes_zeros_for_that_sample_only() -> None:
-    (batch,) = collate([item("0", 4, 12), item("1", 4, 12, keeps_text=False)], 2)
+    (batch,) = collate([item(0, 4, 12), item(1, 4, 12, keeps_text=False)], 2)
     assert batch.text_BTD[0].unique().tolist() == [1.0]
     assert batch.text_BTD[1].unique().tolist() == [0.0]

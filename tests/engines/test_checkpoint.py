@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from small_runs import FPS, rows_of, small_config, state_of, train, trainer_of
 
 from cosmos_hydra import files, runs
 from cosmos_hydra.engines.torch.checkpoint import newest, open_checkpoint, prune
+from cosmos_hydra.engines.torch.saving import Saver
+from cosmos_hydra.engines.torch.state import table_of
 from cosmos_hydra.errors import StageError
-from cosmos_hydra.tracking.record import Record
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +46,10 @@ def test_a_checkpoint_holds_weights_optimizer_tokenizer_and_a_manifest_with_hash
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*.*")}
     assert set(manifest["files"]) == found - {"manifest.json"}
     assert set(manifest["files"]) == {
-        "optimizer.safetensors",
+        "state/.metadata",
+        "state/__0_0.distcp",
         "tokenizer.safetensors",
         "transformer/config.json",
-        "transformer/diffusion_pytorch_model.safetensors",
     }
     for name, digest in manifest["files"].items():
         assert files.sha256_of(folder / name) == digest
@@ -57,11 +57,10 @@ def test_a_checkpoint_holds_weights_optimizer_tokenizer_and_a_manifest_with_hash
 
 def test_a_checkpoint_is_the_state_in_memory_bitwise(small_samples: Path, tmp_path: Path) -> None:
     trainer = train(small_config(small_samples, "trainer.max_steps=3"), tmp_path)
-    saved = load_file(
-        runs.step_folder(tmp_path, 3) / "transformer/diffusion_pytorch_model.safetensors"
-    )
-    assert all(t.equal(saved[name]) for name, t in trainer.transformer.state_dict().items())
     state = state_of(tmp_path, 3)
+    weights = trainer.transformer.state_dict()
+    assert len(state) == 4 * len(weights)
+    assert all(tensor.equal(state[f"weight.{name}"]) for name, tensor in weights.items())
     for name, parameter in trainer.transformer.named_parameters():
         kept = trainer.optimizer.state[parameter]
         assert kept.keys() == {"step", "exp_avg", "exp_avg_sq"}
@@ -102,8 +101,9 @@ def damage(path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("transformer/diffusion_pytorch_model.safetensors", r"is damaged: \S+ has changed"),
-        ("optimizer.safetensors", r"is damaged: optimizer\.safetensors has changed"),
+        ("state/__0_0.distcp", r"is damaged: state/__0_0\.distcp has changed"),
+        ("state/.metadata", r"is damaged: state/\.metadata has changed"),
+        ("transformer/config.json", r"is damaged: transformer/config\.json has changed"),
         ("manifest.json", r"has no readable manifest\.json \(.*\)"),
     ],
 )
@@ -134,15 +134,15 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
 
 
 def test_a_missing_file_is_named(run: Path) -> None:
-    (runs.step_folder(run, 4) / "optimizer.safetensors").unlink()
-    with pytest.raises(StageError, match=r"step_000004 lacks optimizer\.safetensors$"):
+    (runs.step_folder(run, 4) / "state/__0_0.distcp").unlink()
+    with pytest.raises(StageError, match=r"step_000004 lacks state/__0_0\.distcp$"):
         open_checkpoint(runs.step_folder(run, 4))
 
 
 def test_a_checkpoint_of_a_later_program_is_refused_with_both_versions(run: Path) -> None:
     path = runs.step_folder(run, 4) / "manifest.json"
     files.write_json(path, {**json.loads(path.read_text()), "format_version": 7})
-    with pytest.raises(StageError, match=r"has format_version 7; this program reads 1$"):
+    with pytest.raises(StageError, match=r"has format_version 7; this program reads 2$"):
         open_checkpoint(path.parent)
 
 
@@ -150,7 +150,7 @@ def test_a_run_without_an_intact_checkpoint_does_not_start_over_silently(
     run: Path, small_samples: Path
 ) -> None:
     for step in (2, 4):
-        damage(runs.step_folder(run, step) / "optimizer.safetensors")
+        damage(runs.step_folder(run, step) / "state/__0_0.distcp")
     with pytest.raises(StageError, match=r"has no intact checkpoint; use resume\.mode=fresh$"):
         trainer_of(small_config(small_samples), run)
 
@@ -170,23 +170,25 @@ def test_what_a_kill_left_behind_is_ignored_and_replaced(run: Path, small_sample
     assert open_checkpoint(checkpoints / "step_000005").step == 5
 
 
-@pytest.mark.parametrize(
-    "name", ["transformer/diffusion_pytorch_model.safetensors", "optimizer.safetensors"]
-)
+@pytest.mark.parametrize("name", ["state/__0_0.distcp", "state/.metadata"])
 def test_a_disk_that_does_not_take_a_checkpoint_is_one_line_and_keeps_the_others(
     run: Path, small_samples: Path, name: str
 ) -> None:
     limit_bytes = (runs.step_folder(run, 4) / name).stat().st_size - 1
     trainer = trainer_of(small_config(small_samples), run)
-    trainer.step = 6
-    trainer.record = Record(trainer.config, run, 4)
+    saver = Saver(run, trainer.ranks, trainer.config.model, 2, None)
+    table = table_of(trainer.transformer, trainer.optimizer)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, before[1]))
     try:
-        with pytest.raises(StageError, match=r"step_000006 cannot be written \(.*File too large"):
-            trainer._save()
+        saver.save(6, table, {})
+        with pytest.raises(
+            StageError, match=r"step_000006 cannot be written \(File too large\); allow"
+        ):
+            saver.wait()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        saver.close()
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
         "step_000002",
         "step_000004",

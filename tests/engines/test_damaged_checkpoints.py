@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
-from small_runs import small_config, train, trainer_of
+from small_runs import small_config, tensors_in, train, trainer_of
 
 from cosmos_hydra import files, runs
 from cosmos_hydra.engines.torch.checkpoint import newest, open_checkpoint
+from cosmos_hydra.engines.torch.state import write
 from cosmos_hydra.errors import StageError
 from cosmos_hydra.reading import sealed
 
-WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
+PART = "state/__0_0.distcp"
+METADATA = "state/.metadata"
 MANIFEST = "manifest.json"
 
 
@@ -67,19 +68,13 @@ def _emptied(folder: Path) -> None:
 
 
 def _swapped(folder: Path) -> None:
-    """Put the sound optimizer state of the other step in, as a copy gone wrong would."""
-    shutil.copy(folder.with_name("step_000002") / "optimizer.safetensors", folder)
+    """Put the sound state of the other step in, as a copy gone wrong would."""
+    shutil.copy(folder.with_name("step_000002") / PART, folder / PART)
 
 
 def _another_step(folder: Path) -> None:
     shutil.rmtree(folder)
     shutil.copytree(folder.with_name("step_000002"), folder)
-
-
-def _a_shard_more(folder: Path) -> None:
-    save_file({}, folder / "transformer/more.safetensors")
-    index = {"weight_map": {"x": "more.safetensors"}}
-    (folder / f"{WEIGHTS}.index.json").write_text(json.dumps(index))
 
 
 INCOMPLETE: dict[str, Callable[[Path], object]] = {
@@ -106,11 +101,11 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a newer format": (
         lambda f: edit(f, format_version=99),
-        r"has format_version 99; this program reads 1",
+        r"has format_version 99; this program reads 2",
     ),
     "no format": (lambda f: edit(f, format_version=None), r"has format_version None;"),
     "no seal": (
-        lambda f: files.write_json(f / MANIFEST, {"format_version": 1}),
+        lambda f: files.write_json(f / MANIFEST, {"format_version": 2}),
         r"\(sha256, step, files, config, data, captions, fps missing or of another type\)",
     ),
     "no config": (lambda f: edit(f, config=None), r"\(config missing or of another type\)"),
@@ -121,31 +116,24 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no data": (lambda f: edit(f, data=None), r"\(data missing or of another type\)"),
     "no files": (lambda f: edit(f, files=None), r"\(files missing or of another type\)"),
     "files that are a list": (lambda f: edit(f, files=[]), r"\(files missing or of another type\)"),
-    "no file listed": (lambda f: edit(f, files={}), r"its manifest lacks optimizer\.safetensors"),
+    "no file listed": (lambda f: edit(f, files={}), r"its manifest lacks state/\.metadata"),
     "another step": (lambda f: edit(f, step=2), r"manifest\.json \(it is of step 2\)"),
     "the files of another step": (_another_step, r"manifest\.json \(it is of step 2\)"),
     "a step that is no number": (lambda f: edit(f, step="4"), r"\(step missing or of another"),
-    "no optimizer state": (
-        lambda f: (f / "optimizer.safetensors").unlink(),
-        r"lacks optimizer\.safetensors",
+    "no state": (lambda f: shutil.rmtree(f / "state"), r"lacks state/\.metadata"),
+    "no metadata": (lambda f: (f / METADATA).unlink(), r"lacks state/\.metadata"),
+    "metadata short by a byte": (
+        lambda f: cut(f / METADATA, -1),
+        r"is damaged: state/\.metadata has changed",
     ),
     "no transformer": (lambda f: shutil.rmtree(f / "transformer"), r"lacks transformer/config"),
-    "weights short by a byte": (
-        lambda f: cut(f / WEIGHTS, -1),
-        rf"is damaged: {WEIGHTS} has changed",
+    "state short by a byte": (lambda f: cut(f / PART, -1), rf"is damaged: {PART} has changed"),
+    "state with a changed bit": (lambda f: flip(f / PART, -1), rf"is damaged: {PART} has changed"),
+    "state that is a folder": (
+        lambda f: (f / PART).unlink() or (f / PART).mkdir(),
+        rf"lacks {PART}",
     ),
-    "weights with a changed bit": (
-        lambda f: flip(f / WEIGHTS, -1),
-        rf"is damaged: {WEIGHTS} has changed",
-    ),
-    "weights that are a folder": (
-        lambda f: (f / WEIGHTS).unlink() or (f / WEIGHTS).mkdir(),
-        rf"lacks {WEIGHTS}",
-    ),
-    "optimizer state of another step": (
-        _swapped,
-        r"is damaged: optimizer\.safetensors has changed",
-    ),
+    "state of another step": (_swapped, rf"is damaged: {PART} has changed"),
     "a tokenizer of zeros": (
         lambda f: (f / "tokenizer.safetensors").write_bytes(bytes(400)),
         r"is damaged: tokenizer\.safetensors has changed",
@@ -158,13 +146,13 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: relist(f, **{"scheduler.safetensors": "0"}),
         r"lacks scheduler\.safetensors",
     ),
-    "a shard that is not listed": (
-        _a_shard_more,
-        r"its manifest lacks transformer/diffusion_pytorch_model\.safetensors\.index\.json",
+    "a part that is not listed": (
+        lambda f: shutil.copy(f / PART, f / "state/__1_0.distcp"),
+        r"its manifest lacks state/__1_0\.distcp",
     ),
     "a hash that is none": (
-        lambda f: relist(f, **{"optimizer.safetensors": "7"}),
-        r"is damaged: optimizer\.safetensors has changed",
+        lambda f: relist(f, **{PART: "7"}),
+        rf"is damaged: {PART} has changed",
     ),
 }
 
@@ -225,9 +213,58 @@ def test_a_changed_byte_anywhere_is_found_before_training(count: int, folder: Pa
     assert open_checkpoint(folder).step == 4
 
 
-def test_optimizer_state_of_another_model_is_refused(folder: Path, small_samples: Path) -> None:
-    path = folder / "optimizer.safetensors"
-    save_file({"exp_avg.proj_out.weight": torch.zeros(2)}, path)
-    relist(folder, **{path.name: files.sha256_of(path)})
-    with pytest.raises(StageError, match=r"is damaged: optimizer\.safetensors has no exp_avg that"):
+def replace_state(folder: Path, table: dict[str, torch.Tensor]) -> None:
+    """Write another state into a checkpoint, whose manifest knows it."""
+    shutil.rmtree(folder / "state")
+    write(table, folder / "state", None)
+    relist(folder, **{name: files.sha256_of(folder / name) for name in (PART, METADATA)})
+
+
+def test_state_of_another_model_is_one_line_with_every_difference(
+    folder: Path, small_samples: Path
+) -> None:
+    table = tensors_in(folder / "state")
+    del table["weight.proj_out.weight"]
+    table["exp_avg.proj_out.weight"] = torch.zeros(2)
+    table["exp_avg_sq.proj_out.weight"] = table["exp_avg_sq.proj_out.weight"].int()
+    table["step.blocks.7.weight"] = torch.zeros(())
+    table["momentum.proj_out.weight"] = torch.zeros(2)
+    replace_state(folder, table)
+    with pytest.raises(StageError) as refusal:
         trainer_of(small_config(small_samples), folder.parents[1])
+    before, _, problems = str(refusal.value).partition(" does not fit the model: ")
+    assert before == f"checkpoint {folder}"
+    shape = list(table["exp_avg_sq.proj_out.weight"].shape)
+    assert set(problems.split("; ")) == {
+        "missing weight.proj_out.weight",
+        f"exp_avg.proj_out.weight is [2], not {shape}",
+        "exp_avg_sq.proj_out.weight is int32, not a floating type",
+        "unexpected step.blocks.7.weight",
+        "unexpected momentum.proj_out.weight",
+    }
+
+
+def test_state_that_only_its_hash_vouches_for_is_one_line(
+    folder: Path, small_samples: Path
+) -> None:
+    whole = (folder / PART).read_bytes()
+    for content in (b"", whole[: len(whole) // 2], bytes(len(whole))):
+        (folder / PART).write_bytes(content)
+        relist(folder, **{PART: files.sha256_of(folder / PART)})
+        with pytest.raises(StageError, match=rf"^checkpoint {folder} cannot be read \(.+\)$"):
+            trainer_of(small_config(small_samples), folder.parents[1])
+
+
+def test_weights_alone_are_taken_from_a_checkpoint_with_any_optimizer_state(
+    folder: Path, small_samples: Path, tmp_path: Path
+) -> None:
+    table = tensors_in(folder / "state")
+    weights = {name: tensor for name, tensor in table.items() if name.startswith("weight.")}
+    replace_state(folder, weights)
+    config = small_config(small_samples, f"resume.path={folder}")
+    transformer = trainer_of(config, tmp_path / "next").transformer
+    for name, parameter in transformer.named_parameters():
+        assert torch.equal(parameter, weights[f"weight.{name}"])
+    replace_state(folder, {"weight.proj_out.weight": torch.zeros(1)})
+    with pytest.raises(StageError, match=r" does not fit the model: .*; and \d+ more$"):
+        trainer_of(config, tmp_path / "next")

@@ -49,7 +49,7 @@ def test_only_trainable_parameters_are_updated_with_the_configured_values() -> N
     module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     module[0].requires_grad_(False)
     optim = OptimConfig(lr=0.1, weight_decay=0.3, betas=[0.8, 0.9], eps=1e-5)
-    optimizer = build_optimizer(module, optim)
+    optimizer = build_optimizer(module, optim, seed=0, part=0)
     (group,) = optimizer.param_groups
     assert [id(p) for p in group["params"]] == [id(p) for p in module[1].parameters()]
     assert (group["weight_decay"], group["betas"], group["eps"]) == (0.3, (0.8, 0.9), 1e-5)
@@ -59,7 +59,8 @@ def test_an_update_is_that_of_decoupled_weight_decay() -> None:
     module = nn.Linear(1, 1, bias=False)
     with torch.no_grad():
         module.weight.fill_(2.0)
-    optimizer = build_optimizer(module, OptimConfig(lr=0.1, weight_decay=0.5, eps=1e-8))
+    optim = OptimConfig(lr=0.1, weight_decay=0.5, eps=1e-8)
+    optimizer = build_optimizer(module, optim, seed=0, part=0)
     module.weight.grad = torch.full((1, 1), 3.0)
     optimizer.step()
     # the first Adam step has the length of the rate, whatever the gradient

@@ -19,6 +19,7 @@ from small_runs import (
 )
 
 from cosmos_hydra import runs
+from cosmos_hydra.engines.torch.step import Stepper
 from cosmos_hydra.engines.torch.trainer import Trainer
 from cosmos_hydra.errors import Preempted
 
@@ -47,7 +48,7 @@ def assert_equal_runs(run: Path, whole: Path) -> None:
         {path.name: path.read_bytes() for path in sorted(runs.step_folder(folder, 4).rglob("*.*"))}
         for folder in (run, whole)
     ]
-    names = [name for name in files[0] if name.endswith((".safetensors", "config.json"))]
+    names = [name for name in files[0] if name != "manifest.json"]
     assert len(names) == 4
     assert [name for name in names if files[0][name] != files[1][name]] == []
 
@@ -78,10 +79,10 @@ def test_a_run_resumed_after_every_step_equals_one_in_one_go(
 def interrupt_after_each_step(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     update = Trainer._update
 
-    def interrupted(self: Trainer, batches: list) -> dict:
-        row = update(self, batches)
+    def interrupted(self: Trainer, ids: list, batches: list) -> tuple:
+        rows = update(self, ids, batches)
         os.kill(os.getpid(), number)
-        return row
+        return rows
 
     monkeypatch.setattr(Trainer, "_update", interrupted)
 
@@ -120,15 +121,15 @@ def test_an_error_in_a_step_leaves_a_checkpoint_of_the_step_before(
     small_samples: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = small_config(small_samples, *SCHEDULE, "trainer.save_every=0")
-    losses, calls = Trainer._losses, []
+    losses, calls = Stepper._losses, []
 
-    def failing(self: Trainer, batch: object) -> torch.Tensor:
+    def failing(self: Stepper, batch: object) -> torch.Tensor:
         calls.append(1)
         if len(calls) == 6:  # the second micro-batch of the third step
             raise RuntimeError("the cosmic ray")
         return losses(self, batch)
 
-    monkeypatch.setattr(Trainer, "_losses", failing)
+    monkeypatch.setattr(Stepper, "_losses", failing)
     with pytest.raises(RuntimeError, match="the cosmic ray"):
         train(config, tmp_path)
     monkeypatch.undo()
@@ -177,11 +178,11 @@ def test_a_finished_run_says_so_and_what_to_change(
     typed = ["stage=post_train", *SMALL, f"data.path={small_samples / SAMPLES}", "name=one"]
     assert command(*typed, cwd=tmp_path).code == 0
     run = tmp_path / "runs" / "one"
-    before = (run / "metrics.jsonl").read_bytes(), sorted(run.rglob("*.safetensors"))
+    before = (run / "metrics.jsonl").read_bytes(), sorted(run.rglob("*.distcp"))
     again = command(*typed, cwd=tmp_path)
     assert again.code == 0
     assert (
         "runs/one has finished at step 4; raise trainer.max_steps, or use resume.mode=fresh"
         in again.stdout
     )
-    assert before == ((run / "metrics.jsonl").read_bytes(), sorted(run.rglob("*.safetensors")))
+    assert before == ((run / "metrics.jsonl").read_bytes(), sorted(run.rglob("*.distcp")))

@@ -72,7 +72,7 @@ def test_the_command_line_refuses_with_exit_code_2_and_leaves_the_run_alone(
 ) -> None:
     run = tmp_path / "runs" / "tiny-synthetic"
     shutil.copytree(finished, run)
-    before = sorted(run.rglob("*.safetensors"))
+    before = sorted(run.rglob("*.distcp"))
     typed = ["stage=post_train", *SMALL, f"data.path={small_samples / SAMPLES}"]
     refused = command(*typed, "seed=1", cwd=tmp_path)
     assert (refused.code, refused.stderr) == (
@@ -82,7 +82,7 @@ def test_the_command_line_refuses_with_exit_code_2_and_leaves_the_run_alone(
             "choose another name or resume.mode=fresh\n"
         ),
     )
-    assert sorted(run.rglob("*.safetensors")) == before
+    assert sorted(run.rglob("*.distcp")) == before
 
 
 def test_never_refuses_an_existing_run_and_fresh_takes_the_next_number(

@@ -2,40 +2,29 @@
 
 import json
 import math
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import SMALL, Command
-from safetensors.torch import load_file, save_file
-from small_runs import SAMPLES, assert_same_tensors, rows_of, small_config, state_of, train
+from edited_samples import poisoned
+from small_runs import (
+    SAMPLES,
+    assert_same_tensors,
+    rows_of,
+    small_config,
+    state_of,
+    train,
+    weight_of,
+)
 
-from cosmos_hydra import files, runs
+from cosmos_hydra import runs
 from cosmos_hydra.data.loader import sample_ids
 from cosmos_hydra.data.store import open_store
 from cosmos_hydra.engines.torch.trainer import Trainer
 from cosmos_hydra.errors import StageError
-from cosmos_hydra.reading import SEAL, sealed
 
 QUIET = ("trainer.validate_every=0", "trainer.save_every=1", "trainer.keep=0")
-
-
-def poisoned(small_samples: Path, folder: Path, value: float, step: int = 2) -> list[str]:
-    """Copy the samples, spoil the second of those of a step, and return the step's ids."""
-    shutil.copytree(small_samples / SAMPLES, folder / SAMPLES)
-    store = open_store(str(folder / SAMPLES))
-    ids = sample_ids(store.splits["train"], 0, step, 2)
-    file = folder / SAMPLES / f"{ids[1]}.video_latent.safetensors"
-    latent = load_file(file)["video_latent"]
-    latent[0, 0, 0, 0] = value
-    save_file({"video_latent": latent}, file)
-    info = folder / SAMPLES / f"{ids[1]}.info.json"
-    facts = json.loads(info.read_text())
-    # as a sample that was written so, not one that was damaged later
-    facts["files"][file.name] = files.sha256_of(file)
-    info.write_bytes(sealed({name: fact for name, fact in facts.items() if name != SEAL}))
-    return ids
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -56,7 +45,7 @@ def test_a_step_with_a_bad_sample_changes_nothing_and_names_the_sample(
     assert "trained 4 steps, " in outcome.stdout
     assert ", 1 of them skipped\n" in outcome.stdout
     assert_same_tensors(state_of(run, 2), state_of(run, 3))
-    assert not torch.equal(*(state_of(run, step)["proj_out.weight"] for step in (3, 4)))
+    assert not torch.equal(*(weight_of(run, step, "proj_out.weight") for step in (3, 4)))
     row = rows_of(run)[2]
     assert (row["loss"], row["grad_norm"], row["skipped"]) == (None, None, True)
     assert [row["step"] for row in rows_of(run) if row.get("skipped")] == [3]
@@ -74,11 +63,11 @@ def test_a_gradient_alone_that_is_infinite_names_all_samples_of_the_step(
 ) -> None:
     update = Trainer._update
 
-    def overflow(self: Trainer, batches: list) -> tuple:
+    def overflow(self: Trainer, ids: list, batches: list) -> tuple:
         weight = self.transformer.proj_out.weight
         hook = weight.register_hook(lambda g: g * math.inf if self.step == 1 else g)
         try:
-            return update(self, batches)
+            return update(self, ids, batches)
         finally:
             hook.remove()
 

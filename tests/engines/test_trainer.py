@@ -71,7 +71,7 @@ def test_every_trainable_parameter_has_a_gradient_after_two_steps(
     trainer = train(config, tmp_path)
     objective, ids = trainer.config.model.objective, trainer.store.splits[TRAIN]
     for batch in Loader(trainer.store, ids, objective, 0, 2, 2).load(step=2):
-        trainer._losses(batch).sum().backward()
+        trainer.stepper._losses(batch).sum().backward()
     without = [
         name
         for name, parameter in trainer.transformer.named_parameters()
@@ -92,7 +92,7 @@ def test_bfloat16_trains_float32_weights_on_a_cpu(small_samples: Path, tmp_path:
     assert set(dtypes) == {torch.bfloat16}
     assert {tensor.dtype for tensor in state_of(tmp_path, 4).values()} == {torch.float32}
     manifest = json.loads((runs.step_folder(tmp_path, 4) / "manifest.json").read_text())
-    assert manifest["effective"] == {"device": "cpu", "precision": "bf16"}
+    assert manifest["effective"] == {"device": "cpu", "precision": "bf16", "attention": "flash"}
     exact = train(small_config(small_samples), tmp_path / "exact")
     assert trainer.last_loss == pytest.approx(exact.last_loss, rel=0.02)
     assert trainer.last_loss != exact.last_loss

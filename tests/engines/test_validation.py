@@ -77,7 +77,7 @@ def test_the_micro_batch_size_does_not_matter(
         f"resume.path={finished}",
     )
     trainer = trainer_of(config, tmp_path)
-    row = Validation(config, trainer.store).run(trainer.denoiser, trainer.device, trainer.autocast)
+    row = Validation(config, trainer.store).run(trainer.denoiser, trainer.ranks, trainer.autocast)
     assert row is not None
     for name, value in row.items():
         assert value == pytest.approx(validations(finished)[-1][name], rel=1e-5)

@@ -4,16 +4,17 @@ from typing import Any
 
 import pytest
 import torch
+from small_runs import initialised
 from torch import nn
 
 from cosmos_hydra.config import ModelConfig
 from cosmos_hydra.diffusion.edm import denoise, weighted_error
-from cosmos_hydra.models.transformer import Denoiser, build_transformer, initialise
+from cosmos_hydra.models.transformer import Denoiser
 
 FPS = 12.0
 
 
-def initialised(seed: int = 0, num_layers: int = 2, num_heads: int = 2) -> nn.Module:
+def transformer_of(seed: int = 0, num_layers: int = 2, num_heads: int = 2) -> nn.Module:
     model = ModelConfig(
         name="tiny",
         num_layers=num_layers,
@@ -24,9 +25,7 @@ def initialised(seed: int = 0, num_layers: int = 2, num_heads: int = 2) -> nn.Mo
         max_size=[4, 8, 8],
         rope_scale=[1.0, 1.0, 1.0],
     )
-    transformer = build_transformer(model)
-    initialise(transformer, seed)
-    return transformer
+    return initialised(model, seed)
 
 
 def inputs() -> dict[str, Any]:
@@ -42,12 +41,12 @@ def inputs() -> dict[str, Any]:
 
 def test_initial_weights_are_a_function_of_seed_and_name() -> None:
     torch.manual_seed(1)
-    one = initialised().state_dict()
+    one = transformer_of().state_dict()
     torch.manual_seed(2)
     same, deeper, other = (
-        initialised().state_dict(),
-        initialised(num_layers=3).state_dict(),
-        initialised(seed=1).state_dict(),
+        transformer_of().state_dict(),
+        transformer_of(num_layers=3).state_dict(),
+        transformer_of(seed=1).state_dict(),
     )
     assert all(torch.equal(one[name], same[name]) for name in one)
     # more blocks leave the others as they are
@@ -58,7 +57,7 @@ def test_initial_weights_are_a_function_of_seed_and_name() -> None:
 
 
 def test_what_feeds_a_gate_and_the_output_start_at_zero() -> None:
-    transformer = initialised()
+    transformer = transformer_of()
     zero = {name for name, weight in transformer.named_parameters() if not weight.any()}
     second = [f"norm{n}.linear_2.weight" for n in (1, 2, 3)]
     blocks = {f"transformer_blocks.{block}.{name}" for block in (0, 1) for name in second}
@@ -69,7 +68,7 @@ def test_what_feeds_a_gate_and_the_output_start_at_zero() -> None:
 
 
 def test_other_weights_keep_the_size_of_what_passes_through() -> None:
-    for name, weight in initialised(num_heads=6).state_dict().items():
+    for name, weight in transformer_of(num_heads=6).state_dict().items():
         if not weight.any():
             continue
         if weight.ndim == 1:
@@ -81,7 +80,7 @@ def test_other_weights_keep_the_size_of_what_passes_through() -> None:
 
 
 def test_every_parameter_learns_after_two_steps() -> None:
-    denoiser = Denoiser(initialised())
+    denoiser = Denoiser(transformer_of())
     optimizer = torch.optim.AdamW(denoiser.parameters(), lr=1e-3)
     batch = inputs()
     clean = batch.pop("latent_BCFHW")

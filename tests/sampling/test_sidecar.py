@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import SMALL, Command
-from small_runs import FPS, SAMPLES, small_config, train
+from small_runs import FPS, SAMPLES, export, small_config, train
 
 import cosmos_hydra
 from cosmos_hydra import runs
 from cosmos_hydra.data.video import probe
-from cosmos_hydra.weights.diffusers import weights_hash
+from cosmos_hydra.weights.locate import locate
 
 FOREIGN = (
     "model.num_layers=2",
@@ -88,7 +88,6 @@ def test_the_sidecar_holds_everything_that_decides_the_content(
     command(*typed, cwd=folder)
     (sidecar,) = tmp_path.glob("*_??????.json")
     facts = json.loads(sidecar.read_text())
-    transformer = runs.step_folder(folder / "runs" / "one", 4) / "transformer"
     tokenizer = facts.pop("tokenizer")
     assert tokenizer["kind"] == "toy"
     assert len(tokenizer["sha256"]) == 64
@@ -106,7 +105,7 @@ def test_the_sidecar_holds_everything_that_decides_the_content(
         "height": 48,
         "width": 64,
         "fps": FPS,
-        "weights_sha256": weights_hash(transformer),
+        "weights_sha256": locate(str(folder / "runs" / "one"), "checkpoint").digest,
         "device": "cpu",
         "precision": "fp32",
         "threads": torch.get_num_threads(),
@@ -130,7 +129,7 @@ def test_the_pipeline_reproduces_its_own_videos_too(
 def test_a_diffusers_folder_generates_with_its_tokenizer_and_reproduces(
     command: Command, folder: Path, autoencoder: Path, tmp_path: Path
 ) -> None:
-    transformer = runs.step_folder(folder / "runs" / "one", 4) / "transformer"
+    transformer = export(runs.step_folder(folder / "runs" / "one", 4), tmp_path / "exported")
     typed = ["stage=generate", f"checkpoint={transformer}", "generate.prompt=a robot"]
     typed += ["generate.steps=2", f"generate.out={tmp_path / 'first'}", *FOREIGN]
     outcome = command(*typed, f"model.tokenizer.path={autoencoder}", cwd=tmp_path)
@@ -148,7 +147,7 @@ def test_a_diffusers_folder_generates_with_its_tokenizer_and_reproduces(
 def test_a_diffusers_folder_without_a_tokenizer_or_prompt_or_of_another_size_is_one_line(
     command: Command, folder: Path, autoencoder: Path, tmp_path: Path
 ) -> None:
-    transformer = runs.step_folder(folder / "runs" / "one", 4) / "transformer"
+    transformer = export(runs.step_folder(folder / "runs" / "one", 4), tmp_path / "exported")
     typed = ["stage=generate", f"checkpoint={transformer}", f"generate.out={tmp_path / 'out'}"]
     complete = [*FOREIGN, f"model.tokenizer.path={autoencoder}", "generate.prompt=a robot"]
     for change, message in (

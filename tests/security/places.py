@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from small_runs import small_config
+from small_runs import initialised, small_config
 from tiny_folders import T5_DIM, write_tiny_cosmos, write_tiny_t5
 
 from cosmos_hydra import config as schema
@@ -25,13 +25,15 @@ from cosmos_hydra.config import (
 )
 from cosmos_hydra.data.store import Layout, open_store
 from cosmos_hydra.data.writer import SampleWriter
-from cosmos_hydra.engines.torch import checkpoint
+from cosmos_hydra.engines.torch import checkpoint, state
+from cosmos_hydra.engines.torch.mesh import join
 from cosmos_hydra.engines.torch.optimizer import build_optimizer
+from cosmos_hydra.engines.torch.saving import Saver
 from cosmos_hydra.models.text import TextEmbedding, load_text_encoder
 from cosmos_hydra.models.tokenizer import load_tokenizer
 from cosmos_hydra.models.toy_tokenizer import ToyTokenizer
-from cosmos_hydra.models.transformer import build_transformer, initialise
-from cosmos_hydra.reading import sealed
+from cosmos_hydra.models.transformer import build_transformer
+from cosmos_hydra.reading import SEAL, sealed
 from cosmos_hydra.weights import diffusers
 from cosmos_hydra.weights.locate import locate
 from cosmos_hydra.weights.torch_metadata import read_metadata
@@ -81,8 +83,7 @@ def write_all(root: Path) -> None:
     for name, sample_format in SAMPLES:
         write_samples(Layout(root / name / "data", sample_format))
     config = small_config(root, *SMALL_MODEL)
-    transformer = build_transformer(config.model)
-    initialise(transformer, 0)
+    transformer = initialised(config.model, 0)
     diffusers.save_transformer(transformer, config.model, root / "diffusers")
     for step in (2, 4):
         write_step(root / "run", step, transformer, config)
@@ -118,10 +119,8 @@ def write_samples(layout: Layout) -> None:
 
 
 def write_step(run: Path, step: int, transformer: torch.nn.Module, config: Any) -> None:
-    optimizer = build_optimizer(transformer, config.optim)
-    for parameter in transformer.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
+    optimizer = build_optimizer(transformer, config.optim, config.seed, part=0)
+    state.make_moments(transformer, optimizer, config.optim.state)
     facts = {
         "config": schema.to_dict(config),
         "data": "0",
@@ -129,9 +128,13 @@ def write_step(run: Path, step: int, transformer: torch.nn.Module, config: Any) 
         "text_encoder": None,
         "captions": ["a"],
         "fps": 12.0,
+        "base": None,
     }
     fitted = run.parent / "samples/data/tokenizer.safetensors"
-    checkpoint.save(run, step, transformer, optimizer, config.model, facts, fitted)
+    saver = Saver(run, join(config, CPU), config.model, 0, fitted)
+    saver.save(step, state.table_of(transformer, optimizer), facts)
+    saver.wait()
+    saver.close()
 
 
 def reseal(folder: Path) -> None:
@@ -141,6 +144,7 @@ def reseal(folder: Path) -> None:
         name: files.sha256_of(folder / name) if (folder / name).is_file() else digest
         for name, digest in manifest["files"].items()
     }
+    del manifest[SEAL]  # of the manifest as it was
     (folder / runs.MANIFEST).write_bytes(sealed({**manifest, "files": hashes}))
 
 
@@ -154,7 +158,9 @@ def _resume(root: Path) -> None:
     found = checkpoint.open_checkpoint(root / STEP)
     config = small_config(root, *SMALL_MODEL)
     transformer = build_transformer(config.model)
-    checkpoint.restore(found, transformer, build_optimizer(transformer, config.optim))
+    optimizer = build_optimizer(transformer, config.optim, config.seed, part=0)
+    state.make_moments(transformer, optimizer, config.optim.state)
+    state.read_into(state.table_of(transformer, optimizer), found.state, None)
     ToyTokenizer.load(found.tokenizer)
 
 
@@ -193,8 +199,8 @@ PLACES = {
     "checkpoint manifest": Place(
         f"{STEP}/manifest.json", lambda root: checkpoint.open_checkpoint(root / STEP)
     ),
-    "checkpoint weights": Place(f"{STEP}/transformer/{diffusers.WEIGHTS}", _resume),
-    "optimizer": Place(f"{STEP}/optimizer.safetensors", _resume),
+    "checkpoint state": Place(f"{STEP}/state/__0_0.distcp", _resume),
+    "checkpoint metadata": Place(f"{STEP}/state/.metadata", _resume),
     "checkpoint tokenizer": Place(f"{STEP}/tokenizer.safetensors", _resume),
     "weights": Place(f"diffusers/{diffusers.WEIGHTS}", _weights),
     "weights config": Place("diffusers/config.json", _weights),

@@ -227,12 +227,12 @@ def test_a_link_out_of_the_folder_is_not_followed(name: str, sound: Path, tmp_pa
 
 
 def test_a_linked_folder_is_not_followed(sound: Path, tmp_path: Path) -> None:
-    for below, read in (("samples/data/text", "info"), (f"{STEP}/transformer", "optimizer")):
+    for below, read in (("samples/data/text", "info"), (f"{STEP}/state", "checkpoint state")):
         root = copied(sound, below.partition("/")[0], tmp_path)
         outside = tmp_path / below.replace("/", "-")
         link(root / below, outside)
         with untouched(outside, root), pytest.raises(StageError, match=r"is a link that leads"):
-            PLACES["checkpoint manifest" if read == "optimizer" else read].read(root)
+            PLACES["checkpoint manifest" if read == "checkpoint state" else read].read(root)
 
 
 def test_samples_are_not_written_through_a_link(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 from conftest import SMALL, Command
 from small_runs import SAMPLES, assert_same_tensors, small_config, state_of, train
 
-from cosmos_hydra.engines.torch import trainer as trainer_module
+from cosmos_hydra.engines.torch import step as step_module
 from cosmos_hydra.tracking import wandb as tracking
 
 KEY = "c0ffee" * 6 + "cafe"  # forty characters, as real ones
@@ -186,7 +186,7 @@ def untracked(small_samples: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 def at_second_step(monkeypatch: pytest.MonkeyPatch, action: Callable[[], None]) -> None:
     """Have something happen in the middle of training."""
-    rate, steps = trainer_module.learning_rate, []
+    rate, steps = step_module.learning_rate, []
 
     def called(optim: object, step: int, max_steps: int) -> float:
         if step == 1:
@@ -194,7 +194,7 @@ def at_second_step(monkeypatch: pytest.MonkeyPatch, action: Callable[[], None]) 
             action()
         return rate(optim, step, max_steps)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(trainer_module, "learning_rate", called)
+    monkeypatch.setattr(step_module, "learning_rate", called)
 
 
 def warnings_of(

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from small_runs import initialised
 from torch import nn
 
 from cosmos_hydra.config import ModelConfig
 from cosmos_hydra.errors import ConfigError, StageError
-from cosmos_hydra.models.transformer import build_transformer, initialise
+from cosmos_hydra.models.transformer import build_transformer
 from cosmos_hydra.weights.diffusers import (
     WEIGHTS,
     check_config,
@@ -33,9 +34,7 @@ MODEL = ModelConfig(
 
 
 def transformer_with(seed: int) -> nn.Module:
-    transformer = build_transformer(MODEL)
-    initialise(transformer, seed)
-    return transformer
+    return initialised(MODEL, seed)
 
 
 @pytest.fixture

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 from conftest import SMALL, Command
-from safetensors.torch import load_file
-from small_runs import SAMPLES, rows_of, small_config, train, trainer_of
+from small_runs import SAMPLES, export, rows_of, small_config, state_of, train, trainer_of
 
 from cosmos_hydra import runs
 from cosmos_hydra.engines.torch.trainer import Trainer
@@ -15,17 +14,20 @@ from cosmos_hydra.weights.locate import locate
 
 @pytest.fixture(scope="module")
 def source(small_samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a run with checkpoints at steps 2 and 4; do not write into it."""
+    """Return a run with checkpoints at steps 2 and 4, and in `exported` the weights of step 2.
+
+    Do not write into it.
+    """
     run = tmp_path_factory.mktemp("source")
     train(small_config(small_samples), run)
+    export(runs.step_folder(run, 2), run / "exported")
     return run
 
 
 def assert_weights_of(trainer: Trainer, run: Path, step: int) -> None:
-    file = runs.step_folder(run, step) / "transformer/diffusion_pytorch_model.safetensors"
-    state, saved = trainer.transformer.state_dict(), load_file(file)
-    assert state.keys() == saved.keys()
-    assert all(tensor.equal(saved[name]) for name, tensor in state.items())
+    state, saved = trainer.transformer.state_dict(), state_of(run, step)
+    assert {f"weight.{name}" for name in state} == {n for n in saved if n.startswith("weight.")}
+    assert all(tensor.equal(saved[f"weight.{name}"]) for name, tensor in state.items())
 
 
 @pytest.mark.parametrize("key", ["resume.path", "model.weights.path"])
@@ -34,7 +36,7 @@ def assert_weights_of(trainer: Trainer, run: Path, step: int) -> None:
     [
         ("", 4),
         ("checkpoints/step_000002", 2),
-        ("checkpoints/step_000002/transformer", 2),
+        ("exported", 2),
     ],
 )
 def test_a_new_run_starts_bitwise_from_given_weights_at_step_0(
@@ -43,7 +45,8 @@ def test_a_new_run_starts_bitwise_from_given_weights_at_step_0(
     trainer = trainer_of(small_config(small_samples, f"{key}={source / below}"), tmp_path)
     assert trainer.step == 0
     assert_weights_of(trainer, source, step)
-    assert not trainer.optimizer.state
+    for kept in trainer.optimizer.state.values():
+        assert not any(tensor.any() for tensor in kept.values())
 
 
 def test_a_folder_whose_transformer_lies_one_below_is_a_diffusers_folder(
@@ -51,7 +54,7 @@ def test_a_folder_whose_transformer_lies_one_below_is_a_diffusers_folder(
 ) -> None:
     release = tmp_path / "release"
     release.mkdir()
-    (release / "transformer").symlink_to(runs.step_folder(source, 2) / "transformer")
+    (release / "transformer").symlink_to(source / "exported")
     trainer = trainer_of(small_config(small_samples, f"resume.path={release}"), tmp_path / "run")
     assert_weights_of(trainer, source, 2)
 
@@ -123,6 +126,6 @@ def test_a_run_stands_for_its_newest_checkpoint(source: Path) -> None:
     assert str(found) == f"step 4 of {source}"
     folder = runs.step_folder(source, 2)
     assert str(locate(str(folder), "checkpoint")) == f"step 2 of {source}"
-    foreign = locate(str(folder / "transformer"), "checkpoint")
+    foreign = locate(str(source / "exported"), "checkpoint")
     assert foreign.checkpoint is None
-    assert str(foreign) == f"diffusers folder {folder / 'transformer'}"
+    assert str(foreign) == f"diffusers folder {source / 'exported'}"

@@ -22,7 +22,7 @@ from cosmos_hydra.seeds import numpy_generator
 class Batch:
     """Samples of one forward pass: one shape, one fps. Legend as in edm.py."""
 
-    ids: list[str]
+    positions: list[int]  # places of the samples in the step, over all ranks
     latent_BCFHW: torch.Tensor
     text_BTD: torch.Tensor
     padding_B1HW: torch.Tensor
@@ -50,31 +50,42 @@ def sample_ids(ids: list[str], seed: int, step: int, count: int) -> list[str]:
     return chosen
 
 
-def collate(items: list[tuple[Sample, Noise]], micro_batch_size: int) -> list[Batch]:
-    """Return batches of at most `micro_batch_size` samples that share latent shape and fps."""
-    groups: dict[tuple[torch.Size, float], list[tuple[Sample, Noise]]] = {}
-    for sample, noise in items:
-        groups.setdefault((sample.latent_CFHW.shape, sample.fps), []).append((sample, noise))
-    return [
-        _stack(group[first : first + micro_batch_size])
+Item = tuple[int, Sample, Noise]
+
+
+def collate(items: list[Item], micro_batch_size: int, at_least: int = 0) -> list[Batch]:
+    """Return batches of at most `micro_batch_size` samples that share latent shape and fps.
+
+    At least so many, where there are enough samples.
+    """
+    groups: dict[tuple[torch.Size, float], list[Item]] = {}
+    for item in items:
+        _, sample, _ = item
+        groups.setdefault((sample.latent_CFHW.shape, sample.fps), []).append(item)
+    parts = [
+        group[first : first + micro_batch_size]
         for group in groups.values()
         for first in range(0, len(group), micro_batch_size)
     ]
+    while len(parts) < min(at_least, len(items)):
+        largest = max(parts, key=len)
+        parts.append([largest.pop()])
+    return [_stack(part) for part in parts]
 
 
-def _stack(items: list[tuple[Sample, Noise]]) -> Batch:
+def _stack(items: list[Item]) -> Batch:
     texts = [
         sample.text_TD if noise.keeps_text else torch.zeros_like(sample.text_TD)
-        for sample, noise in items
+        for _, sample, noise in items
     ]
     return Batch(
-        ids=[sample.id for sample, _ in items],
-        latent_BCFHW=torch.stack([sample.latent_CFHW for sample, _ in items]).float(),
+        positions=[position for position, _, _ in items],
+        latent_BCFHW=torch.stack([sample.latent_CFHW for _, sample, _ in items]).float(),
         text_BTD=torch.stack(texts),
-        padding_B1HW=torch.stack([sample.padding_1HW for sample, _ in items]),
-        fps=items[0][0].fps,
-        sigma_B=torch.stack([noise.sigma for _, noise in items]),
-        noise_BCFHW=torch.stack([noise.noise_CFHW for _, noise in items]),
+        padding_B1HW=torch.stack([sample.padding_1HW for _, sample, _ in items]),
+        fps=items[0][1].fps,
+        sigma_B=torch.stack([noise.sigma for _, _, noise in items]),
+        noise_BCFHW=torch.stack([noise.noise_CFHW for _, _, noise in items]),
     )
 
 
@@ -89,21 +100,39 @@ class Loader:
         seed: int,
         global_batch_size: int,
         micro_batch_size: int,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
         self.store, self.ids, self.objective, self.seed = store, ids, objective, seed
         self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
+        self.part = part  # which of how many equal parts of a step's samples this rank loads
 
     def load(self, step: int) -> list[Batch]:
         """Return the batches of one step."""
         seen: Counter[str] = Counter()
         items = []
-        for sample_id in sample_ids(self.ids, self.seed, step, self.global_batch_size):
-            sample = self.store.load(sample_id)
-            shape, copy = sample.latent_CFHW.shape, seen[sample_id]
-            noise = draw_noise(shape, self.objective, self.seed, step, sample_id, copy)
-            items.append((sample, noise))
+        place, parts = self.part
+        size = self.global_batch_size // parts
+        own = range(place * size, (place + 1) * size)
+        ids = self.sample_ids(step)
+        for position, sample_id in enumerate(ids):
+            if position in own:
+                sample = self.store.load(sample_id)
+                shape, copy = sample.latent_CFHW.shape, seen[sample_id]
+                noise = draw_noise(shape, self.objective, self.seed, step, sample_id, copy)
+                items.append((position, sample, noise))
             seen[sample_id] += 1
-        return collate(items, self.micro_batch_size)
+        shares = [ids[first : first + size] for first in range(0, len(ids), size)]
+        # every rank makes as many passes: they gather weights together
+        most = max(map(self._num_batches, shares)) if parts > 1 else 0
+        return collate(items, self.micro_batch_size, most)
+
+    def _num_batches(self, ids: list[str]) -> int:
+        rates = Counter(map(self.store.fps_of, ids))
+        return sum(-(-count // self.micro_batch_size) for count in rates.values())
+
+    def sample_ids(self, step: int) -> list[str]:
+        """Return the samples of a step over all ranks, by their position in it."""
+        return sample_ids(self.ids, self.seed, step, self.global_batch_size)
 
     def steps(self, first_step: int, last_step: int) -> Iterator[list[Batch]]:
         """Yield the batches of each step in [first_step, last_step), reading one step ahead."""

@@ -8,7 +8,8 @@ info.json is written last: a sample without it does not count. It has the sha256
 files and of itself, which are checked where they are there; other caches have none.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,7 @@ class SampleStore:
             self.splits[entry["split"]].append(plain_name(entry["id"]))
         self.captions = {entry["id"]: entry.get("caption", "") for entry in manifest["samples"]}
         self._texts: dict[str, torch.Tensor] = {}
+        self._rates: dict[str, float] = {}
 
     @property
     def content_hash(self) -> str:
@@ -109,16 +111,31 @@ class SampleStore:
 
     def load(self, sample_id: str) -> Sample:
         """Return one sample. Raises: StageError naming the file that is missing or damaged."""
-        try:
+        with self._naming(sample_id):
             return self._load(sample_id)
+
+    def fps_of(self, sample_id: str) -> float:
+        """Return one sample's fps, remembered. Raises: as `load`."""
+        if sample_id not in self._rates:
+            with self._naming(sample_id):
+                self._rates[sample_id] = _fps(self._info(sample_id))
+        return self._rates[sample_id]
+
+    @contextmanager
+    def _naming(self, sample_id: str) -> Iterator[None]:
+        try:
+            yield
         except (OSError, *MISSHAPEN) as error:
             raise StageError(
                 f"data.path={self.layout.folder} sample {sample_id} cannot be read "
                 f"({_reason(error)}); remove the folder and preprocess again"
             ) from error
 
+    def _info(self, sample_id: str) -> dict[str, Any]:
+        return _read(contained(self.layout.folder, f"{sample_id}.info.json"), _read_info)
+
     def _load(self, sample_id: str) -> Sample:
-        info = _read(contained(self.layout.folder, f"{sample_id}.info.json"), _read_info)
+        info = self._info(sample_id)
         if self.layout.format is SampleFormat.nemo:
             latent_CFHW = self._tensor(info, f"{sample_id}.video_latent.pth", read_pth)
             text_TD = self._tensor(info, f"{sample_id}.t5_text_embeddings.pth", read_pth)
@@ -128,15 +145,12 @@ class SampleStore:
             text_TD = self._text(info)
         if latent_CFHW.ndim != 4 or text_TD.ndim != 2:
             raise ValueError("its latent or its text has another number of dimensions")
-        fps = float(info.get("fps", 24.0))
-        if not 0 < fps < MAX_FPS:
-            raise ValueError(f"fps is {fps}")
         return Sample(
             id=sample_id,
             latent_CFHW=latent_CFHW,
             text_TD=text_TD,
             padding_1HW=_padding(info, *latent_CFHW.shape[-2:]),
-            fps=fps,
+            fps=_fps(info),
             caption=self.captions.get(sample_id, ""),
         )
 
@@ -172,6 +186,13 @@ def _read_info(path: Path) -> dict[str, Any]:
     if "files" in info and SEAL not in info:
         raise ValueError("its seal is gone")
     return info
+
+
+def _fps(info: dict[str, Any]) -> float:
+    fps = float(info.get("fps", 24.0))
+    if not 0 < fps < MAX_FPS:
+        raise ValueError(f"fps is {fps}")
+    return fps
 
 
 def _reader(name: str) -> Callable[[Path], torch.Tensor]:

@@ -4,7 +4,7 @@ Unusual choices:
 - the padding-mask channel is concatenated here and counted in `in_channels`, so that any batch
   size works and torchvision is not needed; the weights are the same;
 - q/k norm epsilon is 1e-6 as in the original, not the class's 1e-5;
-- diffusers' default initialisation is not made for training from scratch: `initialise` is.
+- diffusers' default initialisation is not made for training from scratch: `initial` is.
 Legend: B batch, C channels, F latent frames, H W latent height/width, T text tokens, D text dim.
 """
 
@@ -47,20 +47,15 @@ def build_transformer(model: ModelConfig) -> Any:
     return transformer
 
 
-@torch.no_grad()
-def initialise(transformer: nn.Module, seed: int) -> None:
-    """Fill the weights for training from scratch, each a function of (seed, name).
+def initial(name: str, shape: torch.Size, seed: int) -> torch.Tensor:
+    """Return a parameter's first values for training from scratch, a function of (seed, name).
 
     Linear layers get normal weights of variance 1/fan_in; position tables a truncated normal of
     standard deviation 0.02; all that feeds a gate, and the output projection, zeros, so that every
     block starts as the identity and the first prediction is zero (adaLN-Zero, arXiv 2212.09748).
     """
-    for name, parameter in transformer.named_parameters():
-        parameter.copy_(_initial(name, parameter.shape, torch_generator(seed, "init", name)))
-
-
-def _initial(name: str, shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
-    """Return one parameter's first values, drawn on the CPU whatever the device."""
+    # drawn on the CPU whatever the device
+    generator = torch_generator(seed, "init", name)
     is_modulation = name.endswith("linear_2.weight")
     if name == "proj_out.weight" or is_modulation:
         return torch.zeros(shape)

@@ -18,6 +18,8 @@ from cosmos_hydra.config import Config, Precision
 from cosmos_hydra.data.clips import latent_shape
 from cosmos_hydra.data.video import decode, probe, to_pixels, write_mp4
 from cosmos_hydra.diffusion.generation import Request, generate_latent
+from cosmos_hydra.engines.torch.attention import set_attention
+from cosmos_hydra.engines.torch.kernels import effective_attention, kernel_of
 from cosmos_hydra.engines.torch.precision import autocast_for, effective_precision
 from cosmos_hydra.errors import StageError
 from cosmos_hydra.logs import progress
@@ -27,7 +29,7 @@ from cosmos_hydra.models.transformer import Denoiser, build_transformer
 from cosmos_hydra.sampling.memorisation import TrainingClips
 from cosmos_hydra.sampling.requests import Video
 from cosmos_hydra.tracking.pictures import contact_sheet, save_picture
-from cosmos_hydra.weights import diffusers
+from cosmos_hydra.weights.load import load_weights
 from cosmos_hydra.weights.locate import Located
 
 logger = logging.getLogger(__name__)
@@ -38,11 +40,10 @@ def common_facts(config: Config, weights: Located, device: torch.device) -> dict
 
     Raises: StageError when tokenizer or text encoder are not those of the training samples.
     """
-    fitted = weights.checkpoint.tokenizer if weights.checkpoint else Path()
     manifest = weights.checkpoint.manifest if weights.checkpoint else {}
     precision = effective_precision(config.parallel.precision, device)
     facts: dict[str, Any] = {
-        "weights_sha256": diffusers.weights_hash(weights.transformer),
+        "weights_sha256": weights.digest,
         "device": str(device),
         "precision": precision.name,
         # the order of a CPU's sums, and so the last bits, follow the number of threads
@@ -51,7 +52,7 @@ def common_facts(config: Config, weights: Located, device: torch.device) -> dict
         "cosmos_hydra": cosmos_hydra.__version__,
     }
     parts: dict[str, Tokenizer | TextEncoder] = {
-        "tokenizer": load_tokenizer(config.model, fitted, device),
+        "tokenizer": load_tokenizer(config.model, weights.tokenizer, device),
         "text_encoder": load_text_encoder(config.model, device),
     }
     for name, part in parts.items():
@@ -107,7 +108,7 @@ def _sample(
     autocast = autocast_for(precision, device)
     denoiser = _load_denoiser(config, weights, device, effective_precision(precision, device))
     trained = weights.checkpoint
-    tokenizer = load_tokenizer(config.model, trained.tokenizer if trained else Path(), device)
+    tokenizer = load_tokenizer(config.model, weights.tokenizer, device)
     training_clips = TrainingClips(trained, tokenizer, device) if trained else None
     shape = latent_shape(config.data, config.model.latent_channels)
     negative = config.generate.negative_prompt
@@ -140,7 +141,8 @@ def _load_denoiser(
     config: Config, weights: Located, device: torch.device, precision: Precision
 ) -> Denoiser:
     transformer = build_transformer(config.model)
-    diffusers.load_transformer(transformer, weights.transformer)
+    set_attention(transformer, kernel_of(effective_attention(config, device)))
+    load_weights(transformer, weights, elsewhere=config.model.weights.path)
     if precision is Precision.bf16:
         for name, part in transformer.named_children():
             # position tables stay exact: small, and summed over three axes before normalising

@@ -6,6 +6,7 @@ from cosmos_hydra.config import Config, Stage
 from cosmos_hydra.data.store import open_store
 from cosmos_hydra.engines.torch.device import pick_device
 from cosmos_hydra.engines.torch.fit import check_memory
+from cosmos_hydra.engines.torch.mesh import join
 from cosmos_hydra.engines.torch.trainer import Trainer
 from cosmos_hydra.job import Job, command_line
 from cosmos_hydra.tracking import metrics
@@ -17,14 +18,17 @@ logger = logging.getLogger(__name__)
 
 
 def run(config: Config, job: Job) -> float | None:
-    """Train to trainer.max_steps and return the last validation loss."""
-    device = pick_device(config.engine.device)
-    check_memory(config, device, Stage.post_train)
-    store = open_store(config.data.path)
-    trainer = Trainer(config, job.directory, store, device)
-    job.begin()
-    write_run_facts(config, job, store, device, trainer.num_parameters)
+    """Train to trainer.max_steps and return the last validation loss; every rank takes part."""
+    ranks = join(config, pick_device(config.engine.device))
+    ranks.decide(lambda: check_memory(config, ranks.device, Stage.post_train))
+    store = ranks.decide(lambda: open_store(config.data.path))
+    trainer = Trainer(config, job.directory, store, ranks)
+    if ranks.is_first:
+        job.begin()
+        write_run_facts(config, job, store, ranks.device, trainer.num_parameters)
     loss = trainer.train()
+    if not ranks.is_first:
+        return loss
     rows = metrics.read(job.directory / "metrics.jsonl")
     logger.info(metrics.summary(rows))
     picture = draw_overview(job.directory, rows)

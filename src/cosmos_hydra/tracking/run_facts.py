@@ -9,10 +9,11 @@ from omegaconf import OmegaConf
 
 import cosmos_hydra
 from cosmos_hydra import config as schema
-from cosmos_hydra import files
+from cosmos_hydra import files, place
 from cosmos_hydra.config import Config
 from cosmos_hydra.data.clips import HELD_OUT, TRAIN
 from cosmos_hydra.data.store import SampleStore
+from cosmos_hydra.engines.torch.kernels import effective_attention
 from cosmos_hydra.engines.torch.precision import effective_precision
 from cosmos_hydra.job import Job
 from cosmos_hydra.overrides import groups
@@ -45,6 +46,8 @@ def write_run_facts(
             "threads": None if is_cuda else torch.get_num_threads(),
         },
         "precision": precision.name,
+        "attention": effective_attention(config, device).name,
+        "ranks": place.world_size(),
         "parameters": num_parameters,
         "versions": {"cosmos_hydra": cosmos_hydra.__version__, "torch": torch.__version__},
     }

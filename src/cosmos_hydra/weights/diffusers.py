@@ -13,8 +13,10 @@ from torch import nn
 
 from cosmos_hydra import files
 from cosmos_hydra.config import ModelConfig
+from cosmos_hydra.engines.torch.state import fill_part
 from cosmos_hydra.errors import ConfigError, StageError
-from cosmos_hydra.reading import open_tensors, plain_name, read_json, shown
+from cosmos_hydra.models.lora import named_weights
+from cosmos_hydra.reading import listed, open_tensors, plain_name, read_json, shown
 
 CLASS_NAME = "CosmosTransformer3DModel"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -68,12 +70,17 @@ def check_config(folder: Path, model: ModelConfig, key: str) -> None:
         )
 
 
+def write_config(model: ModelConfig, folder: Path) -> None:
+    """Write config.json of a model."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config_of(model), indent=2) + "\n")
+
+
 def save_transformer(transformer: nn.Module, model: ModelConfig, folder: Path) -> None:
     """Write a transformer in the dtype it has; the caller makes the folder crash-safe."""
-    folder.mkdir(parents=True, exist_ok=True)
+    write_config(model, folder)
     state = {name: t.detach().cpu().contiguous() for name, t in transformer.state_dict().items()}
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(config_of(model), indent=2) + "\n")
 
 
 def weight_files(folder: Path, name: str = WEIGHTS) -> list[Path]:
@@ -102,7 +109,7 @@ def load_transformer(transformer: nn.Module, folder: Path) -> str:
     Raises: StageError listing every missing, unexpected and misshapen key.
     """
     paths = weight_files(folder)
-    parameters = dict(transformer.state_dict())
+    parameters = dict(named_weights(transformer))
     missing, problems = set(parameters), []
     for path in paths:
         try:
@@ -119,15 +126,12 @@ def load_transformer(transformer: nn.Module, folder: Path) -> str:
                     elif tensor.get_shape() != wanted:
                         problems.append(f"{name} is {tensor.get_shape()}, not {wanted}")
                     else:
-                        parameters[name].copy_(file.get_tensor(name))
+                        fill_part(parameters[name], tensor)
         except (OSError, ValueError) as error:  # also when the file is cut short
             raise StageError(f"{path} cannot be read ({error})") from error
     problems += [f"missing {name}" for name in sorted(missing)]
     if problems:
-        shown_problems = "; ".join(problems[:20]) + (
-            f"; and {len(problems) - 20} more" * (len(problems) > 20)
-        )
-        raise StageError(f"{folder} does not fit the model: {shown_problems}")
+        raise StageError(f"{folder} does not fit the model: {listed(problems)}")
     return weights_hash(folder)
 
 

@@ -7,6 +7,7 @@ from cosmos_hydra import runs
 from cosmos_hydra.engines.torch import checkpoint
 from cosmos_hydra.engines.torch.checkpoint import Checkpoint
 from cosmos_hydra.errors import ConfigError
+from cosmos_hydra.files import sha256_of_json
 from cosmos_hydra.weights import diffusers
 from cosmos_hydra.weights.torch_metadata import is_distributed, read_metadata
 
@@ -17,6 +18,25 @@ class Located:
 
     transformer: Path
     checkpoint: Checkpoint | None
+
+    @property
+    def digest(self) -> str:
+        """Return a hash of the weights' files."""
+        if self.checkpoint is None:
+            return diffusers.weights_hash(self.transformer)
+        hashes = self.checkpoint.manifest["files"].items()
+        state = f"{checkpoint.STATE}/"
+        found = {name: h for name, h in hashes if name.startswith(state)}
+        if self.checkpoint.peft is not None:  # the files are of the adapters alone
+            base = self.checkpoint.manifest.get("base") or {}
+            found["base"] = str(base.get("sha256", base.get("seed")))
+        return sha256_of_json(found)
+
+    @property
+    def tokenizer(self) -> Path:
+        """Return where a fitted tokenizer lies, if there is one."""
+        found = self.checkpoint
+        return found.tokenizer if found else self.transformer / checkpoint.TOKENIZER
 
     def __str__(self) -> str:
         if self.checkpoint is None:

@@ -1,43 +1,35 @@
-"""Checkpoints of a run: weights in diffusers layout, optimizer state, and a manifest last.
+"""Checkpoints of a run on disk: weights and optimizer state (see state.py), and a manifest last.
 
 A checkpoint folder appears under its name only when it is whole. Loading checks every file's
 sha256, runs no code, and falls back to the next older checkpoint when one is damaged.
 """
 
 import logging
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import nn
-
 from cosmos_hydra import config as schema
 from cosmos_hydra import files, runs
-from cosmos_hydra.config import ModelConfig
-from cosmos_hydra.errors import STORAGE, StageError, storage_errno
+from cosmos_hydra.config import PeftConfig, PeftKind, StatePrecision
+from cosmos_hydra.errors import StageError
 from cosmos_hydra.reading import (
     SEAL,
     contained,
     open_tensors,
     read_json,
     read_sealed,
-    sealed,
     shown,
 )
-from cosmos_hydra.weights import diffusers
 
-FORMAT_VERSION = 1
-BYTES_PER_PARAMETER = 12  # float32: weight, first and second moment
+FORMAT_VERSION = 2
 TRANSFORMER = "transformer"
-OPTIMIZER = "optimizer.safetensors"
+STATE = "state"
 TOKENIZER = "tokenizer.safetensors"
-REQUIRED = (OPTIMIZER, f"{TRANSFORMER}/config.json")
+ADAPTER = "adapter"
+REQUIRED = (f"{STATE}/.metadata", f"{TRANSFORMER}/config.json")
 # of a manifest: what resuming and generating use
 FACTS: dict[str, Any] = {
     SEAL: str,
@@ -49,6 +41,7 @@ FACTS: dict[str, Any] = {
     "fps": (int, float),
     "tokenizer": (dict, NoneType),
     "text_encoder": (dict, NoneType),
+    "base": (dict, NoneType),
 }
 logger = logging.getLogger(__name__)
 
@@ -69,48 +62,29 @@ class Checkpoint:
         return self.folder / TRANSFORMER
 
     @property
+    def state(self) -> Path:
+        return self.folder / STATE
+
+    @property
     def tokenizer(self) -> Path:
         """Return where a fitted tokenizer lies, if the run has one."""
         return self.folder / TOKENIZER
 
-
-def save(
-    run: Path,
-    step: int,
-    transformer: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    model: ModelConfig,
-    facts: dict[str, Any],
-    fitted_tokenizer: Path | None,
-) -> Checkpoint:
-    """Write checkpoints/step_N; `facts` go into its manifest. Blocks until it is on disk.
-
-    Raises: StageError when the disk does not take it; older checkpoints stay as they are.
-    """
-    folder = runs.step_folder(run, step)
-    try:
-        with files.new_folder(folder) as temporary:
-            diffusers.save_transformer(transformer, model, temporary / TRANSFORMER)
-            save_file(_optimizer_tensors(transformer, optimizer), temporary / OPTIMIZER)
-            if fitted_tokenizer is not None:
-                shutil.copyfile(fitted_tokenizer, temporary / TOKENIZER)
-            hashes = {
-                path.relative_to(temporary).as_posix(): files.sha256_of(path)
-                for path in sorted(temporary.rglob("*"))
-                if path.is_file()
-            }
-            manifest = {"format_version": FORMAT_VERSION, "step": step, **facts, "files": hashes}
-            files.write_bytes(temporary / runs.MANIFEST, sealed(manifest))
-    except (OSError, SafetensorError) as error:
-        number = storage_errno(error)
-        reason, advice = (os.strerror(number), STORAGE[number]) if number else (error, "try again")
-        raise StageError(f"checkpoint {folder} cannot be written ({reason}); {advice}") from error
-    return Checkpoint(folder, manifest)
+    @property
+    def peft(self) -> PeftConfig | None:
+        """Return what its adapters are like, if it holds adapters in place of all weights."""
+        peft = schema.from_dict(self.manifest["config"]).peft
+        return None if peft.kind is PeftKind.none else peft
 
 
-def check_space(run: Path, num_parameters: int) -> None:
+def bytes_per_parameter(state: StatePrecision) -> int:
+    """Return what a checkpoint takes for weight and moments; 8-bit ones are stored in float32."""
+    return 4 + 2 * (2 if state is StatePrecision.bf16 else 4)
+
+
+def check_space(run: Path, size_bytes: float) -> None:
     """Raise StageError when the disk has no room for the checkpoints the run needs at once."""
-    size_gb = BYTES_PER_PARAMETER * num_parameters / 1e9
+    size_gb = size_bytes / 1e9
     # a new one is written before an old one goes
     needed_gb = size_gb * (1 if runs.steps(run) else 2)
     free_gb = shutil.disk_usage(run).free / 1e9
@@ -159,8 +133,8 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         raise StageError(f"checkpoint {folder} has no readable manifest.json ({error})") from error
     for name, digest in manifest["files"].items():
         _check_file(folder, name, digest)
-    # a weight file or an index that the manifest does not know would be read all the same
-    found = (f"{TRANSFORMER}/{path.name}" for path in (folder / TRANSFORMER).glob("*.safetensors*"))
+    # a file that the manifest does not know could be read all the same
+    found = (f"{STATE}/{path.name}" for path in (folder / STATE).glob("*"))
     unknown = sorted({*REQUIRED, *found} - manifest["files"].keys())
     if unknown:
         raise StageError(f"checkpoint {folder} is damaged: its manifest lacks {shown(unknown[0])}")
@@ -214,38 +188,3 @@ def newest(run: Path) -> Checkpoint | None:
     if found:
         raise StageError(f"run {run} has no intact checkpoint; use resume.mode=fresh")
     return None
-
-
-def restore(
-    checkpoint: Checkpoint, transformer: nn.Module, optimizer: torch.optim.Optimizer
-) -> None:
-    """Load weights and optimizer state, bitwise as they were saved.
-
-    Raises: StageError when they are not those of this model.
-    """
-    diffusers.load_transformer(transformer, checkpoint.transformer)
-    tensors = load_file(checkpoint.folder / OPTIMIZER)
-    if not tensors:  # every step before was skipped
-        return
-    for name, parameter in transformer.named_parameters():
-        shapes = {"exp_avg": parameter.shape, "exp_avg_sq": parameter.shape, "step": torch.Size()}
-        state = {kind: tensors.get(f"{kind}.{name}", torch.empty(0)) for kind in shapes}
-        wrong = [kind for kind, shape in shapes.items() if state[kind].shape != shape]
-        if wrong:
-            raise StageError(
-                f"checkpoint {checkpoint.folder} is damaged: {OPTIMIZER} has no {wrong[0]} that "
-                f"fits {name}; remove it to go on from the one before"
-            )
-        optimizer.state[parameter] = {
-            kind: tensor.to(parameter.device) for kind, tensor in state.items()
-        }
-
-
-def _optimizer_tensors(
-    transformer: nn.Module, optimizer: torch.optim.Optimizer
-) -> dict[str, torch.Tensor]:
-    tensors = {}
-    for name, parameter in transformer.named_parameters():
-        for kind, tensor in optimizer.state.get(parameter, {}).items():
-            tensors[f"{kind}.{name}"] = tensor.detach().cpu().contiguous()
-    return tensors

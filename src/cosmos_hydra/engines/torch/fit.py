@@ -10,18 +10,21 @@ from typing import Any
 import torch
 
 from cosmos_hydra.checks import SPATIAL_FACTOR, TEMPORAL_FACTOR
-from cosmos_hydra.config import Config, Precision, Recompute, Stage
+from cosmos_hydra.config import Config, Precision, Recompute, Stage, StatePrecision
+from cosmos_hydra.engines.torch.degrees import degrees_of
 from cosmos_hydra.engines.torch.memory import (
     Memory,
     estimate_generation,
     estimate_training,
     gb,
+    share_of,
     token_count,
 )
 from cosmos_hydra.engines.torch.precision import effective_precision
 from cosmos_hydra.errors import ConfigError
 from cosmos_hydra.free_memory import host_free_bytes
 from cosmos_hydra.models.size import forward_flop, parameter_count
+from cosmos_hydra.place import world_size
 
 # config keys and other values for them
 Change = dict[str, Any]
@@ -68,10 +71,15 @@ def free_bytes_of(device: torch.device) -> int:
 
 
 def estimate(config: Config, device: torch.device, purpose: Stage) -> Memory:
-    """Return the memory of post_train or generate on a device, in its effective precision."""
+    """Return the memory of post_train or generate on a device, in its effective precision.
+
+    Of post_train on several ranks it is what each of them needs.
+    """
     precision = effective_precision(config.parallel.precision, device)
-    estimator = estimate_training if purpose is Stage.post_train else estimate_generation
-    return estimator(config, device.type, precision)
+    if purpose is not Stage.post_train:
+        return estimate_generation(config, device.type, precision)
+    share = share_of(config, degrees_of(config.parallel, world_size()), precision)
+    return estimate_training(config, device.type, precision, share)
 
 
 def _lacks_memory(
@@ -190,8 +198,15 @@ def _smaller_step(config: Config) -> Iterator[Change]:
 
 
 def _recompute(config: Config) -> Iterator[Change]:
-    if config.parallel.recompute is not Recompute.full:
-        yield {"parallel.recompute": Recompute.full}
+    policies = list(Recompute)
+    for policy in policies[policies.index(config.parallel.recompute) + 1 :]:
+        yield {"parallel.recompute": policy}
+
+
+def _smaller_moments(config: Config) -> Iterator[Change]:
+    states = list(StatePrecision)
+    for state in states[states.index(config.optim.state) + 1 :]:
+        yield {"optim.state": state}
 
 
 def _half_precision(config: Config) -> Iterator[Change]:
@@ -225,6 +240,7 @@ SETTINGS: dict[Stage, tuple[Candidate, ...]] = {
         _recompute,
         _half_precision,
         _smaller_step,
+        _smaller_moments,
     ),
     Stage.generate: (_half_precision, _no_guidance),
 }

@@ -9,11 +9,21 @@ and GB = 1e9 bytes in `Memory`.
 from dataclasses import dataclass
 from math import prod
 
-from cosmos_hydra.config import Config, Precision, Recompute, TokenizerKind
+from cosmos_hydra.config import Config, Precision, Recompute, StatePrecision, TokenizerKind
 from cosmos_hydra.data.clips import latent_shape
-from cosmos_hydra.models.size import parameter_count, width
+from cosmos_hydra.engines.torch.checkpoint import bytes_per_parameter
+from cosmos_hydra.engines.torch.degrees import Degrees, token_count
+from cosmos_hydra.models.size import (
+    held_count,
+    parameter_count,
+    split_count,
+    trained_count,
+    width,
+)
 
 FLOAT32 = 4
+# bytes of a number of a moment; 8 bits and a 256th of their scale
+MOMENT = {StatePrecision.fp32: 4, StatePrecision.bf16: 2, StatePrecision.int8: 1 + 4 / 256}
 
 
 @dataclass(frozen=True)
@@ -33,13 +43,16 @@ class _Cost:
 
 
 COSTS = {
-    Precision.bf16: _Cost(element=2, block=86, text=14, head=10, forward=42),
-    Precision.fp32: _Cost(element=4, block=96, text=16, head=12, forward=44),
+    Precision.bf16: _Cost(element=2, block=86, text=14, head=10, forward=39),
+    Precision.fp32: _Cost(element=4, block=96, text=16, head=12, forward=40),
 }
-GENERATION_FORWARD = 36  # with weights that are bf16 themselves
+GENERATION_FORWARD = 32  # with weights that are bf16 themselves
 FORWARD_MLP = 18  # beside the MLP, where that needs most
 INPUT = 4  # the input of a block, float32 in both precisions
 OUTSIDE = 12  # the position embedding before and after its norm, and its gradient
+# what a rank of tensor parallelism has of the tokens of all: inputs of two attentions and the MLP
+# in float32, and five copies to compute with
+GATHERED_TOKENS = 22
 LATENTS = 6  # float32 tensors like the latent, in the loss and around it
 TEXT = 4  # a number of the text, in float32
 
@@ -69,6 +82,7 @@ class Memory:
     optimizer_gb: float
     activations_gb: float
     other_gb: float
+    checkpoint_gb: float = 0.0  # the copy that is being written while training goes on
 
     @property
     def state_gb(self) -> float:
@@ -77,7 +91,7 @@ class Memory:
 
     @property
     def total_gb(self) -> float:
-        return self.state_gb + self.activations_gb + self.other_gb
+        return self.state_gb + self.activations_gb + self.other_gb + self.checkpoint_gb
 
     def __str__(self) -> str:
         """Return the breakdown as one line."""
@@ -91,25 +105,54 @@ def gb(amount: float) -> str:
     return f"{amount:.0f}" if amount >= 10 else f"{amount:.2g}"
 
 
-def token_count(config: Config) -> int:
-    """Return the tokens of the configured clip."""
-    _, *sizes = latent_shape(config.data, config.model.latent_channels)
-    return prod(size // patch for size, patch in zip(sizes, config.model.patch_size, strict=True))
+@dataclass(frozen=True)
+class Share:
+    """What one of several ranks holds, as parts of the whole."""
+
+    state: float = 1.0  # of weights, gradients and moments
+    tokens: float = 1.0  # of what is kept of a clip
+    dp: int = 1  # ranks that share the samples of a step
+    gathered_bytes: float | None = None  # weights put together to compute with; None = its own
 
 
-def estimate_training(config: Config, device_type: str, precision: Precision) -> Memory:
+WHOLE = Share()
+
+
+def share_of(config: Config, degrees: Degrees, precision: Precision) -> Share:
+    """Return what a rank of a mesh holds, by its largest parts."""
+    if degrees.world_size == 1:
+        return WHOLE
+    model, parallel = config.model, config.parallel
+    split = split_count(model) / parameter_count(model)
+    of_tp = split / degrees.tp + 1 - split
+    block = of_tp * parameter_count(model) / model.num_layers
+    shards = degrees.dp_shard * degrees.cp
+    shared = degrees.cp * (degrees.tp if parallel.sequence_parallel else 1)
+    # this block, the next one, and the gradient of one before ranks add it up in float32
+    gathered = block * (3 * COSTS[precision].element + FLOAT32)
+    if parallel.sequence_parallel and degrees.tp > 1:
+        stream = config.trainer.micro_batch_size * token_count(config) * width(model) / degrees.cp
+        gathered += GATHERED_TOKENS * (1 - 1 / degrees.tp) * stream
+    return Share(of_tp / shards, 1 / shared, degrees.dp, gathered)
+
+
+def estimate_training(
+    config: Config, device_type: str, precision: Precision, share: Share = WHOLE
+) -> Memory:
     """Return the memory of post_train on one device; `precision` is bf16 or fp32."""
-    parameters = parameter_count(config.model)
-    gradients = FLOAT32 * parameters
-    peak = max(_step_bytes(config, precision), gradients)
+    trained = share.state * trained_count(config)
+    gradients = FLOAT32 * trained
+    peak = max(_step_bytes(config, device_type, precision, share), gradients)
     if config.trainer.preview_every and _has_tokenizer(config):
-        peak = max(peak, _preview_bytes(config, device_type, precision))
+        peak = max(peak, _preview_bytes(config, device_type, precision, share))
     return _memory(
         device_type,
-        weights=FLOAT32 * parameters,
+        weights=FLOAT32 * share.state * held_count(config),
         gradients=gradients,
-        optimizer=2 * FLOAT32 * parameters,
+        optimizer=2 * MOMENT[config.optim.state] * trained,
         activations=peak - gradients,
+        # a GPU's copy lies in main memory
+        checkpoint=bytes_per_parameter(config.optim.state) * trained if device_type == "cpu" else 0,
     )
 
 
@@ -118,7 +161,7 @@ def estimate_generation(config: Config, device_type: str, precision: Precision) 
     # on a CPU the weights are float32 before they are anything else
     element = FLOAT32 if device_type == "cpu" else COSTS[precision].element
     forward = GENERATION_FORWARD if precision is Precision.bf16 else COSTS[precision].forward
-    sampling = _forward_bytes(config, precision, _sampling_batch(config), forward)
+    sampling = _forward_bytes(config, precision, _sampling_batch(config), forward, WHOLE)
     return _memory(
         device_type,
         weights=element * parameter_count(config.model)
@@ -133,63 +176,101 @@ def _memory(
     activations: float,
     gradients: float = 0,
     optimizer: float = 0,
+    checkpoint: float = 0,
 ) -> Memory:
     other = CPU_GB if device_type == "cpu" else CUDA_GB + CUDA_GAPS * activations / 1e9
-    return Memory(weights / 1e9, gradients / 1e9, optimizer / 1e9, activations / 1e9, other)
+    state = (weights / 1e9, gradients / 1e9, optimizer / 1e9)
+    return Memory(*state, activations / 1e9, other, checkpoint / 1e9)
 
 
-def _step_bytes(config: Config, precision: Precision) -> float:
+def _step_bytes(config: Config, device_type: str, precision: Precision, share: Share) -> float:
     """Return the most that a training step holds beside weights and optimizer state."""
     model, cost, batch = config.model, COSTS[precision], config.trainer.micro_batch_size
-    stream = batch * token_count(config) * width(model)
+    stream = share.tokens * batch * token_count(config) * width(model)
     text = TEXT * batch * model.text_tokens * model.text_dim
     around = OUTSIDE * stream + LATENTS * _latent_bytes(config, batch) + text
     backward = around + cost.element * model.mlp_ratio * stream
-    gradients = FLOAT32 * parameter_count(model)
-    copies = _copied_weight_bytes(config, precision)
-    block = _block_bytes(config, precision) + copies / model.num_layers
-    if config.parallel.recompute is Recompute.full:
-        kept, recomputed = float(INPUT * stream), block
-        forward = _forward_bytes(config, precision, batch, cost.forward) + copies
+    gradients = FLOAT32 * share.state * trained_count(config)
+    copies = _copied_weight_bytes(config, precision, share)
+    block = _block_bytes(config, precision, share)
+    if share.gathered_bytes is None:
+        block += copies / model.num_layers
     else:
-        kept, recomputed = block, 0.0
-        forward = around + cost.head * stream
-    forward += model.num_layers * kept
+        around += copies
+        copies = 0
+    whole = _whole_blocks(config)
+    recomputing = model.num_layers - whole
+    offloaded = config.parallel.offload_activations and device_type == "cuda"
+    here = 0 if offloaded else 1  # share of what blocks save that stays on the device
+    kept, recomputed, inputs, forward = block, 0.0, 0.0, 0.0
+    if recomputing:
+        kept = _kept_bytes(config, precision, share)
+        recomputed = block - (kept - INPUT * stream)
+        inputs = recomputing * (kept - (1 - here) * INPUT * stream)
+        forward = inputs + _forward_bytes(config, precision, batch, cost.forward, share) + copies
+    forward = max(forward, inputs + here * whole * block + around + cost.head * stream)
     # the backward pass begins with the last block and ends with the first, whose gradients come
     # when what it kept is gone
-    begin = model.num_layers * kept + recomputed + backward
+    last = recomputed if not whole else (1 - here) * block
+    begin = inputs + here * whole * block + last + backward
     end = kept + recomputed + backward
-    others = gradients * (1 - 1 / model.num_layers)
-    if config.trainer.global_batch_size > batch:  # then gradients of earlier batches are there
-        return gradients + max(forward, begin, end)
-    return max(forward, begin, others + end)
+    done = gradients / model.num_layers
+    # with some blocks whole, the first recomputation comes when their gradients are there
+    middle = inputs + recomputed + backward + whole * done if recomputing else 0.0
+    # gradients of earlier batches of the step are there
+    if config.trainer.global_batch_size // share.dp > batch:
+        return gradients + max(forward, begin, middle, end)
+    return max(forward, begin, middle, gradients - done + end)
 
 
-def _block_bytes(config: Config, precision: Precision) -> float:
+def _whole_blocks(config: Config) -> int:
+    """Return how many blocks keep all that autograd asks for."""
+    parallel, layers = config.parallel, config.model.num_layers
+    is_none = parallel.recompute is Recompute.none
+    return layers if is_none else min(layers, parallel.recompute_except)
+
+
+def _kept_bytes(config: Config, precision: Precision, share: Share) -> float:
+    """Return what a block that computes again keeps of a micro-batch."""
+    model, element = config.model, COSTS[precision].element
+    tokens = share.tokens * config.trainer.micro_batch_size * token_count(config)
+    text = config.trainer.micro_batch_size * model.text_tokens
+    stream = tokens * width(model)
+    kept = float(INPUT * stream)
+    if config.parallel.recompute is not Recompute.full:  # the outputs of two attentions
+        kept += 2 * (element * stream + FLOAT32 * tokens * model.num_heads)
+    if config.parallel.recompute is Recompute.save_matmul:
+        # queries, keys, values, their outputs; keys and values of the text; both of the MLP
+        kept += element * ((6 + model.mlp_ratio + 1) * stream + 2 * text * width(model))
+    return kept
+
+
+def _block_bytes(config: Config, precision: Precision, share: Share) -> float:
     """Return what one block keeps of a micro-batch."""
     model, cost, batch = config.model, COSTS[precision], config.trainer.micro_batch_size
     of_a_number = cost.block + 2 * cost.element * model.mlp_ratio
     of_a_text_token = cost.text * width(model)
     if precision is Precision.bf16:  # keys and values copy their input
         of_a_text_token += 2 * cost.element * model.text_dim
-    return batch * (
-        of_a_number * token_count(config) * width(model) + of_a_text_token * model.text_tokens
-    )
+    stream = share.tokens * token_count(config) * width(model)
+    return batch * (of_a_number * stream + of_a_text_token * model.text_tokens)
 
 
-def _forward_bytes(config: Config, precision: Precision, batch: int, forward: int) -> float:
+def _forward_bytes(
+    config: Config, precision: Precision, batch: int, forward: int, share: Share
+) -> float:
     """Return the most alive at once in a forward pass that keeps nothing."""
     in_mlp = FORWARD_MLP + 2 * COSTS[precision].element * config.model.mlp_ratio
-    stream = batch * token_count(config) * width(config.model)
+    stream = share.tokens * batch * token_count(config) * width(config.model)
     return max(forward, in_mlp) * stream + LATENTS * _latent_bytes(config, batch)
 
 
-def _preview_bytes(config: Config, device_type: str, precision: Precision) -> float:
+def _preview_bytes(config: Config, device_type: str, precision: Precision, share: Share) -> float:
     """Return the most that sampling and decoding hold beside weights and optimizer state."""
     forward = COSTS[precision].forward
-    sampling = _forward_bytes(config, precision, _sampling_batch(config), forward)
+    sampling = _forward_bytes(config, precision, _sampling_batch(config), forward, share)
     return max(
-        sampling + _copied_weight_bytes(config, precision),
+        sampling + _copied_weight_bytes(config, precision, share),
         _decoding_bytes(config, device_type) + _decoder_weight_bytes(config, device_type),
     )
 
@@ -226,6 +307,8 @@ def _latent_bytes(config: Config, batch: int) -> float:
     return FLOAT32 * batch * prod(latent_shape(config.data, config.model.latent_channels))
 
 
-def _copied_weight_bytes(config: Config, precision: Precision) -> float:
+def _copied_weight_bytes(config: Config, precision: Precision, share: Share) -> float:
     """Return what autocast keeps of the weights until the forward pass is over."""
+    if share.gathered_bytes is not None:
+        return share.gathered_bytes
     return 2 * parameter_count(config.model) if precision is Precision.bf16 else 0

@@ -5,14 +5,24 @@ import math
 import torch
 from torch import nn
 
-from cosmos_hydra.config import OptimConfig, Schedule
+from cosmos_hydra.config import OptimConfig, Schedule, StatePrecision
+from cosmos_hydra.engines.torch.small_moments import SmallMomentsAdamW
 
 
-def build_optimizer(module: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
-    """Return AdamW over all trainable parameters; the caller sets the rate at every step."""
+def build_optimizer(
+    module: nn.Module, optim: OptimConfig, seed: int, part: int
+) -> torch.optim.Optimizer:
+    """Return AdamW over all trainable parameters; the caller sets the rate at every step.
+
+    `part` says which part of the parameters this rank holds. Raises: ConfigError without torchao,
+    where that is needed.
+    """
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    if optim.state is not StatePrecision.fp32:
+        return SmallMomentsAdamW(parameters, optim, seed, part)
     beta1, beta2 = optim.betas
     return torch.optim.AdamW(
-        [parameter for parameter in module.parameters() if parameter.requires_grad],
+        parameters,
         lr=optim.lr,
         betas=(beta1, beta2),
         eps=optim.eps,

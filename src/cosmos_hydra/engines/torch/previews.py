@@ -11,6 +11,7 @@ from cosmos_hydra.data.clips import TRAIN
 from cosmos_hydra.data.store import Sample, SampleStore
 from cosmos_hydra.data.video import to_pixels, write_mp4
 from cosmos_hydra.diffusion.generation import Request, generate_latent
+from cosmos_hydra.engines.torch.mesh import Ranks
 from cosmos_hydra.engines.torch.precision import Autocast
 from cosmos_hydra.models.tokenizer import load_tokenizer
 from cosmos_hydra.models.transformer import Denoiser
@@ -57,13 +58,14 @@ class Previews:
         self,
         denoiser: Denoiser,
         step: int,
-        device: torch.device,
+        ranks: Ranks,
         autocast: Autocast,
         check_stop: Callable[[], None] = lambda: None,
     ) -> Path:
         """Write previews/step_N.png and an mp4 of each clip; return the picture's path.
 
-        `check_stop`, called before every sampling step, may raise to leave it early.
+        Every rank samples, rank 0 writes. `check_stop`, called before every sampling step, may
+        raise to leave it early.
         """
         generate, objective = self.config.generate, self.config.model.objective
         latents = []
@@ -81,11 +83,12 @@ class Previews:
             )
             latents.append(
                 generate_latent(
-                    denoiser, request, objective.sigma_data, device, autocast, check_stop
+                    denoiser, request, objective.sigma_data, ranks.device, autocast, check_stop
                 )
             )
         path = picture_of(self.run, step)
-        self._write(path, latents, device)
+        if ranks.is_first:
+            self._write(path, latents, ranks.device)
         return path
 
     def _write(self, path: Path, latents: list[torch.Tensor], device: torch.device) -> None:

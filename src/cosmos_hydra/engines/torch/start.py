@@ -13,18 +13,22 @@ from torch import nn
 
 from cosmos_hydra import config as schema
 from cosmos_hydra.changes import difference, flat
-from cosmos_hydra.config import Config, ResumeMode
+from cosmos_hydra.config import Config, PeftKind, ResumeMode
 from cosmos_hydra.data.clips import TRAIN, latent_shape
 from cosmos_hydra.data.store import SampleStore
-from cosmos_hydra.engines.torch import checkpoint
+from cosmos_hydra.engines.torch import checkpoint, state
 from cosmos_hydra.engines.torch.checkpoint import Checkpoint
+from cosmos_hydra.engines.torch.mesh import Ranks
 from cosmos_hydra.errors import ConfigError, CosmosError
-from cosmos_hydra.models.transformer import initialise
+from cosmos_hydra.models.lora import initial_adapter, named_adapters
+from cosmos_hydra.models.transformer import initial
 from cosmos_hydra.weights import diffusers
+from cosmos_hydra.weights.base import base_facts, base_of
+from cosmos_hydra.weights.load import load_weights
 from cosmos_hydra.weights.locate import Located, locate
 
 # a resumed run must not differ in these; samples and given weights are compared by content
-FIXED = ("model.", "seed", "trainer.global_batch_size", "optim.betas", "optim.eps")
+FIXED = ("model.", "peft.", "seed", "trainer.global_batch_size", "optim.betas", "optim.eps")
 MOVABLE = (
     "model.weights.",
     "model.tokenizer.path",
@@ -40,8 +44,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Start:
-    """A checkpoint of this run to go on from, or other weights, or neither: random ones."""
+    """A checkpoint of this run to go on from, or other weights, or neither: random ones.
 
+    A checkpoint of adapters comes with the weights that these belong to.
+    """
+
+    # for manifests: what the run began with
+    base: dict[str, Any] | None
     checkpoint: Checkpoint | None = None
     weights: Located | None = None
 
@@ -103,30 +112,57 @@ def plan_start(config: Config, run: Path, store: SampleStore) -> Start:
             )
         check_unchanged(config, found.manifest, store)
         logger.info(f"resuming step {found.step}/{config.trainer.max_steps} of {run}")
-        return Start(checkpoint=found)
+        if found.peft is None:
+            return Start(found.manifest.get("base"), found)
+        base = base_of(found, config.resume.path or config.model.weights.path)
+        weights = base if isinstance(base, Located) else None
+        return Start(base_facts(weights, config.seed), found, weights)
     given = _given(schema.to_dict(config))
     if given is None:
-        return Start()
+        return Start(base_facts(None, config.seed))
     key, path = given
     weights = locate(path, key)
     diffusers.check_config(weights.transformer, config.model, key)
-    return Start(weights=weights)
+    return Start(base_facts(weights, config.seed), weights=weights)
 
 
 def fill(
-    start: Start, config: Config, transformer: nn.Module, optimizer: torch.optim.Optimizer
+    start: Start,
+    config: Config,
+    transformer: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    ranks: Ranks,
 ) -> int:
-    """Fill weights and optimizer state in place and return the step they stand at."""
+    """Fill weights and optimizer state, or this rank's parts of them; return the step they are of.
+
+    Raises: StageError when they do not fit the model.
+    """
+    state.make_moments(transformer, optimizer, config.optim.state)
+    has_adapters = config.peft.kind is not PeftKind.none
+    if start.checkpoint is None or has_adapters:
+        _fill_weights(start, config, transformer, ranks)
     if start.checkpoint is not None:
-        checkpoint.restore(start.checkpoint, transformer, optimizer)
+        table = state.table_of(transformer, optimizer)
+        state.read_into(table, start.checkpoint.state, ranks.cpu_group)
         return start.checkpoint.step
-    if start.weights is not None:
-        digest = diffusers.load_transformer(transformer, start.weights.transformer)
-        logger.info(f"starting from {start.weights} (sha256 {digest[:12]})")
-    else:
-        initialise(transformer, config.seed)
-        logger.info("starting from random weights")
+    for name, parameter in named_adapters(transformer):
+        state.fill_part(parameter, initial_adapter(name, parameter.shape, config.seed))
     return 0
+
+
+def _fill_weights(start: Start, config: Config, transformer: nn.Module, ranks: Ranks) -> None:
+    what = "adapters of" if start.checkpoint else "starting from"
+    if start.weights is not None:
+        load_weights(transformer, start.weights, ranks.cpu_group, config.model.weights.path)
+        logger.info(f"{what} {start.weights} (sha256 {start.weights.digest[:12]})")
+    else:
+        state.fill_shards(transformer, lambda name, shape: initial(name, shape, config.seed))
+        logger.info(f"{what} random weights")
+        if config.peft.kind is not PeftKind.none:
+            logger.warning(
+                "peft=lora on random weights learns nothing: the output projection is zero and "
+                "stays so; set resume.path or model.weights.path"
+            )
 
 
 def _given(values: dict[str, Any]) -> tuple[str, str] | None:
@@ -140,7 +176,9 @@ def check_unchanged(config: Config, manifest: dict[str, Any], store: SampleStore
 
     Raises: ConfigError with every difference.
     """
-    before, now = manifest["config"], schema.to_dict(config)
+    # as a config of this program: keys may have been added since
+    before = schema.to_dict(schema.from_dict(manifest["config"]))
+    now = schema.to_dict(config)
     changes = difference(before, now)
     unsafe = [c for c in changes if c.startswith(FIXED) and not c.startswith(MOVABLE)]
     if _names_other_weights(before, now):
@@ -168,5 +206,4 @@ def _names_other_weights(before: dict[str, Any], now: dict[str, Any]) -> bool:
         began_with = locate(old[1], old[0])
     except CosmosError:
         return False  # no longer there: moved
-    hashes = {diffusers.weights_hash(w.transformer) for w in (began_with, locate(new[1], new[0]))}
-    return len(hashes) > 1
+    return began_with.digest != locate(new[1], new[0]).digest

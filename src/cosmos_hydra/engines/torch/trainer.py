@@ -1,4 +1,6 @@
-"""Post-training on one device: steps, validation, previews, checkpoints, and a clean way out.
+"""Post-training: steps, validation, previews, checkpoints, and a clean way out.
+
+Every rank runs this; rank 0 alone writes, but for its share of a checkpoint.
 
 Everything random is a function of (seed, step, sample), so a resumed run computes what an
 uninterrupted one would have.
@@ -8,6 +10,7 @@ import logging
 import math
 import signal
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,49 +19,59 @@ import torch
 
 import cosmos_hydra
 from cosmos_hydra import config as schema
-from cosmos_hydra.config import Config, Recompute, TokenizerKind
+from cosmos_hydra.config import Config, PeftKind, TokenizerKind
 from cosmos_hydra.data.clips import HELD_OUT, TRAIN
 from cosmos_hydra.data.loader import Batch, Loader
 from cosmos_hydra.data.store import SampleStore
-from cosmos_hydra.diffusion.edm import denoise, weighted_error
-from cosmos_hydra.engines.torch import checkpoint
-from cosmos_hydra.engines.torch.optimizer import build_optimizer, learning_rate
-from cosmos_hydra.engines.torch.precision import autocast_for, effective_precision
+from cosmos_hydra.engines.torch import checkpoint, state
+from cosmos_hydra.engines.torch.kernels import effective_attention
+from cosmos_hydra.engines.torch.mesh import Ranks
+from cosmos_hydra.engines.torch.optimizer import build_optimizer
+from cosmos_hydra.engines.torch.precision import effective_precision
 from cosmos_hydra.engines.torch.previews import Previews, picture_of, remove_previews_after
+from cosmos_hydra.engines.torch.saving import Saver
+from cosmos_hydra.engines.torch.shard import parallelize
 from cosmos_hydra.engines.torch.start import check_samples, fill, plan_start
+from cosmos_hydra.engines.torch.step import Stepper
 from cosmos_hydra.engines.torch.usage import peak_memory_gb
 from cosmos_hydra.engines.torch.validation import Validation
 from cosmos_hydra.errors import Preempted, StageError
 from cosmos_hydra.logs import progress
+from cosmos_hydra.models.lora import add_adapters
 from cosmos_hydra.models.transformer import Denoiser, build_transformer, evaluating
 from cosmos_hydra.signals import StopAsked, StopRequest, stop_on_request
 from cosmos_hydra.tracking.record import Record
 
 MAX_CAPTIONS = 64  # remembered in a checkpoint
+Row = dict[str, Any]
 logger = logging.getLogger(__name__)
 
 
 class Trainer:
     """One run; `train` does the work."""
 
-    def __init__(self, config: Config, run: Path, store: SampleStore, device: torch.device) -> None:
-        self.config, self.run, self.store, self.device = config, run, store, device
-        self.autocast = autocast_for(config.parallel.precision, device)
+    def __init__(self, config: Config, run: Path, store: SampleStore, ranks: Ranks) -> None:
+        self.config, self.run, self.store, self.ranks = config, run, store, ranks
+        self.device = ranks.device
         self.fps = check_samples(config, store)
-        start = plan_start(config, run, store)
+        start = ranks.decide(lambda: plan_start(config, run, store))
         fitted = store.layout.tokenizer
         is_toy = config.model.tokenizer.kind is TokenizerKind.toy
         self.fitted_tokenizer = fitted if is_toy and fitted.is_file() else None
-        transformer = build_transformer(config.model)
-        if config.parallel.recompute is Recompute.full:
-            transformer.enable_gradient_checkpointing()
-        self.denoiser = Denoiser(transformer).to(device)
-        self.optimizer = build_optimizer(self.denoiser, config.optim)
-        self.step = fill(start, config, transformer, self.optimizer)
+        # on no device yet: no rank ever holds the whole model
+        with torch.device("meta"):
+            transformer = build_transformer(config.model)
+            if config.peft.kind is PeftKind.lora:
+                add_adapters(transformer, config.peft)
+        parallelize(transformer, config, ranks)
+        transformer.to_empty(device=self.device)
+        self.denoiser = Denoiser(transformer)
+        self.optimizer = build_optimizer(self.denoiser, config.optim, config.seed, ranks.shard)
+        self.stepper = Stepper(config, self.denoiser, self.optimizer, ranks)
+        self.autocast = self.stepper.autocast
+        self.base = start.base
+        self.step = fill(start, config, transformer, self.optimizer, ranks)
         self.is_consistent = True  # false until a step's weights and rows are both there
-        if config.parallel.compile:
-            for block in transformer.transformer_blocks:
-                block.compile()
 
     @property
     def transformer(self) -> torch.nn.Module:
@@ -68,6 +81,10 @@ class Trainer:
     def num_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.denoiser.parameters())
 
+    @property
+    def num_trained(self) -> int:
+        return sum(p.numel() for p in self.denoiser.parameters() if p.requires_grad)
+
     def train(self) -> float | None:
         """Run to trainer.max_steps and return the last validation loss.
 
@@ -75,7 +92,7 @@ class Trainer:
         Raises: KeyboardInterrupt, Preempted or StageError after saving.
         """
         config, trainer = self.config, self.config.trainer
-        self.record = Record(config, self.run, self.step)
+        self.record = self._open_record()
         # a run that was stopped in its last step may still lack its last validation or preview
         is_last = self.step == trainer.max_steps and (self._lacks_validation or self._lacks_preview)
         if self.step >= trainer.max_steps and not is_last:
@@ -85,27 +102,40 @@ class Trainer:
                 f"raise trainer.max_steps, or use resume.mode=fresh"
             )
             return None
-        checkpoint.remove_leftovers(self.run)
-        checkpoint.check_space(self.run, self.num_parameters)
+        if self.ranks.is_first:
+            checkpoint.remove_leftovers(self.run)
+            size_bytes = checkpoint.bytes_per_parameter(config.optim.state) * self.num_trained
+            checkpoint.check_space(self.run, size_bytes)
+        self.saver = Saver(
+            self.run, self.ranks, config.model, trainer.keep, self.fitted_tokenizer, config.peft
+        )
         precision = effective_precision(config.parallel.precision, self.device)
+        is_part = self.num_trained < self.num_parameters
+        part = f", {self.num_trained / 1e6:.2f} M of them trained," if is_part else ""
         logger.info(
-            f"{config.model.name}: {self.num_parameters / 1e6:.1f} M parameters on {self.device} "
-            f"in {precision}; run {self.run}, steps {self.step} to {trainer.max_steps}"
+            f"{config.model.name}: {self.num_parameters / 1e6:.1f} M parameters{part} on "
+            f"{self.ranks} in {precision}; run {self.run}, "
+            f"steps {self.step} to {trainer.max_steps}"
         )
         logger.info(
             f"data: {config.data.path}, {len(self.store.splits[TRAIN])} samples to train on, "
             f"{len(self.store.splits[HELD_OUT])} held out; {trainer.global_batch_size} a step"
         )
         self.saved_step = self.step
+        self.is_agreed = False  # whether every rank leaves the loop at the same step
         with stop_on_request() as stop:
             try:
                 self._prepare()
                 self._loop(stop)
             finally:
                 try:
-                    if self.is_consistent and self.saved_step != self.step:
+                    # of several ranks, one alone cannot save
+                    is_agreed = self.ranks.mesh is None or self.is_agreed
+                    if self.is_consistent and is_agreed and self.saved_step != self.step:
                         self._save()
+                    self.saver.wait()
                 finally:
+                    self.saver.close()
                     self.record.close()
         if stop.signal == signal.SIGINT:
             raise KeyboardInterrupt
@@ -116,6 +146,15 @@ class Trainer:
             )
         return self.last_loss
 
+    def _open_record(self) -> Record:
+        """Return the record, on rank 0 last: it cuts what the others read."""
+        if self.ranks.is_first:
+            self.ranks.wait()
+        record = Record(self.config, self.run, self.step, self.ranks.is_first)
+        if not self.ranks.is_first:
+            self.ranks.wait()
+        return record
+
     def _prepare(self) -> None:
         config, trainer = self.config, self.config.trainer
         self.last_loss: float | None = None
@@ -123,11 +162,13 @@ class Trainer:
         if self.validation and not self.validation.is_held_out:
             logger.warning("nothing is held out: the validation loss is on training samples")
         self.previews = None
-        remove_previews_after(self.run, self.step)
+        if self.ranks.is_first:
+            remove_previews_after(self.run, self.step)
         if trainer.preview_every and self._can_decode:
             fitted = self.store.layout.tokenizer
             self.previews = Previews(config, self.store, self.run, fitted)
-            self.previews.show_data(self.device)
+            if self.ranks.is_first:
+                self.previews.show_data(self.device)
         elif trainer.preview_every:
             logger.warning("no previews: model.tokenizer.path is not set")
 
@@ -140,16 +181,18 @@ class Trainer:
             config.seed,
             trainer.global_batch_size,
             trainer.micro_batch_size,
+            (self.ranks.dp_rank, self.ranks.degrees.dp),
         )
         self.denoiser.train()
         self._look(stop, self._lacks_validation, self._lacks_preview)
         with progress("post_train", trainer.max_steps, "steps", start=self.step) as bar:
             began_s = time.perf_counter()
             for batches in loader.steps(self.step, trainer.max_steps):
-                if stop:
+                if self.ranks.any(bool(stop)):
+                    self.is_agreed = True
                     return
                 waited_s = time.perf_counter() - began_s
-                row, samples = self._update(batches)
+                row, samples = self._update(loader.sample_ids(self.step), batches)
                 row["step_s"] = time.perf_counter() - began_s
                 row["data_wait_s"] = waited_s
                 row["tokens_per_s"] = self._tokens(batches) / row["step_s"]
@@ -157,6 +200,7 @@ class Trainer:
                 self.record.step(row, samples)
                 self.is_consistent = True
                 if self.record.skipped_steps > trainer.max_skipped_steps:
+                    self.is_agreed = True  # every rank skipped the same steps
                     raise StageError(
                         f"trainer.max_skipped_steps={trainer.max_skipped_steps}: steps up to "
                         f"{self.step} were skipped, each with a loss or gradient that is no "
@@ -174,46 +218,31 @@ class Trainer:
                 if trainer.save_every and self.step % trainer.save_every == 0:
                     self._save()
                 began_s = time.perf_counter()
+        self.is_agreed = True
 
-    def _update(self, batches: list[Batch]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    def _update(self, ids: list[str], batches: list[Batch]) -> tuple[Row, list[Row]]:
         """Do one optimizer step; return its row for metrics.jsonl and those of its samples.
 
         With a loss or gradient that is no finite number the weights stay as they are.
         """
-        optim, max_steps = self.config.optim, self.config.trainer.max_steps
-        count = sum(len(batch.ids) for batch in batches)
-        losses = []
-        for batch in batches:
-            losses_B = self._losses(batch.to(self.device))
-            (losses_B.sum() / count).backward()
-            losses.append(losses_B.detach())
-        grad_norm = torch.nn.utils.clip_grad_norm_(
-            self.denoiser.parameters(), optim.grad_clip or float("inf")
-        ).item()
-        rows = self._rows(batches, torch.cat(losses).tolist())
-        loss = sum(row["loss"] for row in rows) / count
-        is_finite = math.isfinite(loss) and math.isfinite(grad_norm)
-        rate = learning_rate(optim, self.step, max_steps)
+        outcome = self.stepper.compute(self.step, batches)
         self.is_consistent = False
-        if is_finite:
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-            self.optimizer.step()
+        self.stepper.apply(outcome)
         self.step += 1
-        self.optimizer.zero_grad(set_to_none=True)
-        row = {"step": self.step, "loss": loss, "lr": rate, "grad_norm": grad_norm}
-        if not is_finite:
-            row["skipped"] = True
-            self._blame(rows, loss, grad_norm)
-        return row, rows
-
-    def _rows(self, batches: list[Batch], losses: list[float]) -> list[dict[str, Any]]:
-        ids = [sample_id for batch in batches for sample_id in batch.ids]
-        sigmas = [sigma for batch in batches for sigma in batch.sigma_B.tolist()]
-        return [
-            {"step": self.step + 1, "sample": sample_id, "sigma": sigma, "loss": loss}
-            for sample_id, sigma, loss in zip(ids, sigmas, losses, strict=True)
+        rows = [
+            {"step": self.step, "sample": sample_id, "sigma": sigma, "loss": loss}
+            for sample_id, sigma, loss in zip(ids, outcome.sigmas, outcome.losses, strict=True)
         ]
+        row: Row = {
+            "step": self.step,
+            "loss": outcome.loss,
+            "lr": outcome.lr,
+            "grad_norm": outcome.grad_norm,
+        }
+        if not outcome.is_finite:
+            row["skipped"] = True
+            self._blame(rows, outcome.loss, outcome.grad_norm)
+        return row, rows
 
     def _blame(self, rows: list[dict[str, Any]], loss: float, grad_norm: float) -> None:
         # a gradient alone can come from any sample of the step
@@ -224,25 +253,11 @@ class Trainer:
             f"sample {names}"
         )
 
-    def _losses(self, batch: Batch) -> torch.Tensor:
-        sigma_data = self.config.model.objective.sigma_data
-        clean_BCFHW = batch.latent_BCFHW * sigma_data
-        sigma_B = batch.sigma_B
-        noisy_BCFHW = clean_BCFHW + sigma_B[:, None, None, None, None] * batch.noise_BCFHW
-
-        def network(latent_BCFHW: torch.Tensor, c_noise_B: torch.Tensor) -> torch.Tensor:
-            with self.autocast():
-                return self.denoiser(
-                    latent_BCFHW, c_noise_B, batch.text_BTD, batch.padding_B1HW, batch.fps
-                )
-
-        estimate_BCFHW = denoise(network, noisy_BCFHW, sigma_B, sigma_data)
-        return weighted_error(estimate_BCFHW, clean_BCFHW, sigma_B, batch.padding_B1HW, sigma_data)
-
     def _tokens(self, batches: list[Batch]) -> int:
+        """Return the tokens of a step over all ranks."""
         cells = sum(batch.latent_BCFHW[:, 0].numel() for batch in batches)
         frames, height, width = self.config.model.patch_size
-        return cells // (frames * height * width)
+        return self.ranks.degrees.dp * cells // (frames * height * width)
 
     def _is_due(self, every: int) -> bool:
         """Return whether it is time for what is done so often, and at the first and last step."""
@@ -269,15 +284,21 @@ class Trainer:
             if self.previews and is_previewing:
                 self._preview(self.previews, stop)
 
+    def _check(self, stop: StopRequest) -> Callable[[], None]:
+        """Return what leaves an evaluation early; of several ranks, none can leave alone."""
+        return stop.check if self.ranks.mesh is None else lambda: None
+
     def _preview(self, previews: Previews, stop: StopRequest) -> None:
         with self.record.timed("preview_s", self.step), evaluating(self.denoiser):
-            path = previews.show(self.denoiser, self.step, self.device, self.autocast, stop.check)
-        self.record.wandb.log_picture("preview", path, self.step)
+            path = previews.show(
+                self.denoiser, self.step, self.ranks, self.autocast, self._check(stop)
+            )
+        self.record.preview(path, self.step)
 
     def _validate(self, validation: Validation, stop: StopRequest) -> None:
         began_s = time.perf_counter()
         with evaluating(self.denoiser):
-            row = validation.run(self.denoiser, self.device, self.autocast, stop.check)
+            row = validation.run(self.denoiser, self.ranks, self.autocast, self._check(stop))
         row = {"step": self.step, **row, "validation_s": time.perf_counter() - began_s}
         self.record.validation(row)
         self.last_loss = row["val_loss"]
@@ -296,18 +317,14 @@ class Trainer:
             "text_encoder": self.store.manifest["text_encoder"],
             "captions": list(captions)[:MAX_CAPTIONS],
             "fps": self.fps,
-            "effective": {"device": str(self.device), "precision": precision.name},
+            "base": self.base,
+            "effective": {
+                "device": str(self.device),
+                "precision": precision.name,
+                "attention": effective_attention(self.config, self.device).name,
+            },
             "versions": {"cosmos_hydra": cosmos_hydra.__version__, "torch": torch.__version__},
         }
         with self.record.timed("checkpoint_s", self.step):
-            checkpoint.save(
-                self.run,
-                self.step,
-                self.transformer,
-                self.optimizer,
-                self.config.model,
-                facts,
-                self.fitted_tokenizer,
-            )
+            self.saver.save(self.step, state.table_of(self.transformer, self.optimizer), facts)
         self.saved_step = self.step
-        checkpoint.prune(self.run, self.config.trainer.keep, self.step)

@@ -4,7 +4,7 @@ Legend: B batch (here the sigmas of one sample), C channels, F latent frames, H 
 height/width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from cosmos_hydra.data.clips import HELD_OUT, TRAIN
 from cosmos_hydra.data.store import Sample, SampleStore
 from cosmos_hydra.diffusion.baselines import Baselines, fit_baselines
 from cosmos_hydra.diffusion.edm import denoise, quantile_sigmas, weighted_error
+from cosmos_hydra.engines.torch.mesh import Ranks
 from cosmos_hydra.engines.torch.precision import Autocast
 from cosmos_hydra.models.transformer import Denoiser
 from cosmos_hydra.seeds import numpy_generator, torch_generator
@@ -79,20 +80,24 @@ class Validation:
     def run(
         self,
         denoiser: Denoiser,
-        device: torch.device,
+        ranks: Ranks,
         autocast: Autocast,
         check_stop: Callable[[], None] = lambda: None,
     ) -> dict[str, Any]:
-        """Return the row for metrics.jsonl; `check_stop` may raise to leave it early."""
-        errors = []
-        for case in self.cases:
+        """Return the row for metrics.jsonl; `check_stop` may raise to leave it early.
+
+        Data-parallel ranks share the cases; each rank returns the same row.
+        """
+        errors = torch.zeros(len(self.cases), len(self.sigma_B))
+        for number, case in self._own_cases(ranks):
             estimates = []
             for part in range(0, len(self.sigma_B), self.micro_batch_size):
                 check_stop()
                 rows = slice(part, part + self.micro_batch_size)
-                estimates.append(self._estimate(denoiser, case, rows, device, autocast))
-            errors.append(self._errors(case, torch.cat(estimates)))
-        losses_B = torch.stack(errors).mean(0)
+                estimates.append(self._estimate(denoiser, case, rows, ranks.device, autocast))
+            if number < len(self.cases):
+                errors[number] = self._errors(case, torch.cat(estimates))
+        losses_B = ranks.sum_over_dp(errors).mean(0)
         row: dict[str, Any] = {
             "val_loss": losses_B.mean().item(),
             **{f"{name}_loss": b.mean().item() for name, b in self.baseline_rows.items()},
@@ -102,6 +107,15 @@ class Validation:
             for name, baseline_B in self.baseline_rows.items():
                 row[f"{name}_loss_sigma_{sigma:.3g}"] = baseline_B[index].item()
         return row
+
+    def _own_cases(self, ranks: Ranks) -> Iterator[tuple[int, _Case]]:
+        """Yield this rank's cases with their number, the same count on every rank.
+
+        A rank without a case left takes part with one that does not count.
+        """
+        for first in range(0, len(self.cases), ranks.degrees.dp):
+            number = first + ranks.dp_rank
+            yield number, self.cases[min(number, len(self.cases) - 1)]
 
     def _estimate(
         self,

@@ -1,0 +1,86 @@
+"""What the ranks of a test do; imported once by the server they are forked from."""
+
+from pathlib import Path
+
+import torch
+from small_runs import small_config
+from torch.distributed.tensor import DTensor
+
+from cosmos_hydra.config import Config
+from cosmos_hydra.data.clips import TRAIN
+from cosmos_hydra.data.loader import Loader
+from cosmos_hydra.data.store import open_store
+from cosmos_hydra.engines.torch.mesh import join
+from cosmos_hydra.engines.torch.trainer import Trainer
+from cosmos_hydra.job import Job
+from cosmos_hydra.stages.post_train import run as run_post_train
+
+CPU = torch.device("cpu")
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor with the parts of all ranks."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def compute_gradients(samples: Path, overrides: tuple[str, ...], out: Path) -> None:
+    """Save losses, gradient norm and every parameter's gradient of one step."""
+    config = small_config(samples, *overrides)
+    trainer = noisy_trainer(config, out)
+    outcome = trainer.stepper.compute(3, loader_of(config, trainer).load(3))
+    gradients = {
+        name: whole(parameter.grad).clone()
+        for name, parameter in trainer.transformer.named_parameters()
+        if parameter.grad is not None
+    }
+    if trainer.ranks.is_first:
+        found = {"losses": outcome.losses, "norm": outcome.grad_norm, "gradients": gradients}
+        torch.save(found, out / "found.pt")
+
+
+def noisy_trainer(config: Config, run: Path) -> Trainer:
+    """Return a trainer with other weights than a fresh model's, whose zeros hide gradients."""
+    trainer = Trainer(config, run, open_store(config.data.path), join(config, CPU))
+    with torch.no_grad():
+        for name, parameter in trainer.transformer.named_parameters():
+            noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name)))
+            add_part(parameter, 0.05 * noise)
+    return trainer
+
+
+def add_part(parameter: torch.Tensor, change: torch.Tensor) -> None:
+    """Add a whole tensor to what this rank holds of a parameter."""
+    from cosmos_hydra.engines.torch.state import slices_of
+
+    part = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+    part += change[slices_of(parameter)]
+
+
+def loader_of(config: Config, trainer: Trainer) -> Loader:
+    """Return the loader of this rank, as the trainer makes it."""
+    ranks, sizes = trainer.ranks, config.trainer
+    return Loader(
+        trainer.store,
+        trainer.store.splits[TRAIN],
+        config.model.objective,
+        config.seed,
+        sizes.global_batch_size,
+        sizes.micro_batch_size,
+        (ranks.dp_rank, ranks.degrees.dp),
+    )
+
+
+def train(samples: Path, overrides: tuple[str, ...], run: Path) -> None:
+    """Run the stage post_train."""
+    run_post_train(small_config(samples, *overrides), Job(run, overrides))
+
+
+def train_and_compare(samples: Path, overrides: tuple[str, ...], run: Path) -> None:
+    """Train adapters and check that the weights below stay bitwise while each adapter moves."""
+    config = small_config(samples, *overrides)
+    run.mkdir(exist_ok=True)
+    trainer = Trainer(config, run, open_store(config.data.path), join(config, CPU))
+    before = {n: whole(p).clone() for n, p in trainer.transformer.named_parameters()}
+    trainer.train()
+    for name, parameter in trainer.transformer.named_parameters():
+        assert torch.equal(whole(parameter), before[name]) == (".lora_" not in name), name
