@@ -1,5 +1,6 @@
 """What the ranks of a test do; imported once by the server they are forked from."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -10,10 +11,13 @@ from cosmos_hydra.config import Config
 from cosmos_hydra.data.clips import TRAIN
 from cosmos_hydra.data.loader import Loader
 from cosmos_hydra.data.store import open_store
+from cosmos_hydra.engines.torch import state
 from cosmos_hydra.engines.torch.mesh import join
+from cosmos_hydra.engines.torch.small_moments import MOMENTS, local
 from cosmos_hydra.engines.torch.trainer import Trainer
 from cosmos_hydra.job import Job
 from cosmos_hydra.stages.post_train import run as run_post_train
+from cosmos_hydra.weights import diffusers
 
 CPU = torch.device("cpu")
 
@@ -46,6 +50,33 @@ def noisy_trainer(config: Config, run: Path) -> Trainer:
             noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name)))
             add_part(parameter, 0.05 * noise)
     return trainer
+
+
+def count_held(samples: Path, overrides: tuple[str, ...], out: Path) -> None:
+    """Save how many numbers of the model this rank holds, and how many it has read for that."""
+    read = []
+
+    class Counted:
+        def __init__(self, source: state.WholeTensor) -> None:
+            self.source = source
+
+        def __getitem__(self, slices: tuple[slice, ...]) -> torch.Tensor:
+            part = self.source[slices]
+            read.append(part.numel())
+            return part
+
+    diffusers.fill_part = lambda parameter, source: state.fill_part(parameter, Counted(source))
+    config = small_config(samples, *overrides)
+    trainer = Trainer(config, out, open_store(config.data.path), join(config, CPU))
+    parameters = list(trainer.transformer.parameters())
+    moments = [trainer.optimizer.state[p][kind] for p in parameters for kind in MOMENTS]
+    found = {
+        "held": sum(local(p).numel() for p in parameters),
+        "moments": sum(local(moment).numel() for moment in moments),
+        "read": sum(read),
+        "whole": trainer.num_parameters,
+    }
+    (out / f"rank_{trainer.ranks.rank}.json").write_text(json.dumps(found))
 
 
 def add_part(parameter: torch.Tensor, change: torch.Tensor) -> None:

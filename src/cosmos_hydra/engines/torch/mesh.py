@@ -103,6 +103,15 @@ class Ranks:
         return 0 if self.mesh is None else int(self.mesh["dp_shard_cp"].get_local_rank())
 
 
+def order_kernels(degrees: Degrees) -> None:
+    """Have kernels start in the order of the calls, before CUDA does, where tp alone talks.
+
+    FSDP's transfers would wait behind others.
+    """
+    if degrees.tp > 1 and degrees.dp_shard * degrees.cp == 1:
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+
+
 def join(config: Config, device: torch.device) -> Ranks:
     """Return this process's place; called by every rank, and waits for all of them.
 
@@ -115,9 +124,7 @@ def join(config: Config, device: torch.device) -> Ranks:
     if world_size() == 1:
         return Ranks(0, degrees, device)
     if device.type == "cuda":
-        if degrees.tp > 1 and degrees.dp_shard * degrees.cp == 1:
-            # kernels start in the order of the calls; FSDP's transfers would wait behind others
-            os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+        order_kernels(degrees)
         device = torch.device("cuda", local_rank())
         torch.cuda.set_device(device)
     if not dist.is_initialized():
