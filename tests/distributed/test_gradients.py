@@ -26,11 +26,13 @@ LAYOUTS = {
     "tp 2 without sequence": (2, "parallel.tp=2", "parallel.sequence_parallel=false"),
     "cp 2": (2, "parallel.cp=2"),
     "cp 4": (4, "parallel.cp=4"),
+    "ring of 3": (3, "parallel.cp=3"),
+    "ring of 3, recomputed": (3, "parallel.cp=3", "parallel.recompute=save_attention"),
     "fsdp 2 x tp 2": (4, "parallel.dp_shard=2", "parallel.tp=2"),
     "fsdp 2 x cp 2": (4, "parallel.dp_shard=2", "parallel.cp=2"),
     "cp 2 x tp 2": (4, "parallel.cp=2", "parallel.tp=2"),
 }
-SAMPLED = ("hybrid 2x2", "cp 2 x tp 2", "fsdp 2 x tp 2")
+SAMPLED = ("ring of 3", "cp 2 x tp 2", "fsdp 2 x tp 2")
 
 
 @pytest.fixture(scope="module")

@@ -33,6 +33,20 @@ def test_a_kernel_that_does_not_run_here_is_refused(attention: str) -> None:
     )
 
 
+def test_a_ring_takes_flash_attention_or_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    ring = ("parallel.cp=2", "model.num_heads=3")
+    assert effective_attention(small_config(Path(), *ring), CPU) is Attention.flash
+    asked = small_config(Path(), *ring, "parallel.attention=math")
+    with pytest.raises(ConfigError) as error:
+        effective_attention(asked, CPU)
+    assert str(error.value) == (
+        "parallel.cp=2 does not divide the heads of a rank, and parallel.attention=flash, which "
+        "that needs, does not run on cpu in fp32 with model.head_dim=64 or is not allowed; use "
+        "another degree, or parallel.precision=bf16 parallel.attention=auto"
+    )
+
+
 def test_the_command_refuses_it_in_one_line(
     command: Command, small_samples: Path, tmp_path: Path
 ) -> None:

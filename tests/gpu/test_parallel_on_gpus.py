@@ -21,6 +21,7 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
+needs_two = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="less than two CUDA devices")
 CUDA = torch.device("cuda")
 # heads that two ranks can share
 SETTINGS = (
@@ -125,21 +126,34 @@ def test_policies_and_offloading_take_less_memory_for_the_same_gradients() -> No
     assert peaks_mb["offloaded"] < peaks_mb["none"]
 
 
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="less than two CUDA devices")
+def on_two(samples: Path, folder: Path, *typed: str) -> Path:
+    """Run post_train on two GPUs and return the run directory."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
+    settings = ["stage=post_train", *SMALL, *SETTINGS, f"data.path={samples / SAMPLES}", "name=two"]
+    subprocess.run(
+        [*launcher, "-m", "cosmos_hydra", *settings, *typed],
+        cwd=folder,
+        check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "4"},
+    )
+    return folder / "runs/two"
+
+
+@needs_two
 @pytest.mark.parametrize("name", ON_TWO)
 def test_two_gpus_come_to_the_numbers_of_one(
     small_samples: Path, tmp_path: Path, plain: Path, name: str
 ) -> None:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
-    typed = ["stage=post_train", *SMALL, *SETTINGS, "parallel.precision=fp32", "name=two"]
-    typed += [f"data.path={small_samples / SAMPLES}", *ON_TWO[name].split()]
-    subprocess.run(
-        [*launcher, "-m", "cosmos_hydra", *typed],
-        cwd=tmp_path,
-        check=True,
-        env={**os.environ, "OMP_NUM_THREADS": "4"},
-    )
+    run = on_two(small_samples, tmp_path, "parallel.precision=fp32", *ON_TWO[name].split())
     is_rounded = "int8" in ON_TWO[name]
-    found, wanted = losses(tmp_path / "runs/two"), losses(plain / "fp32")
     # matrix products in float32 on a GPU depend on their shapes in the last digits
-    assert found == pytest.approx(wanted, rel=0.03 if is_rounded else 1e-4)
+    tolerance = 0.03 if is_rounded else 1e-4
+    assert losses(run) == pytest.approx(losses(plain / "fp32"), rel=tolerance)
+
+
+@needs_two
+def test_a_ring_of_two_comes_to_the_numbers_of_one(small_samples: Path, tmp_path: Path) -> None:
+    three_heads = ("model.num_heads=3", "parallel.precision=bf16")
+    train(small_samples, (*SETTINGS, *three_heads), tmp_path / "one")
+    run = on_two(small_samples, tmp_path, *three_heads, "parallel=fsdp_cp", "parallel.cp=2")
+    assert losses(run) == pytest.approx(losses(tmp_path / "one"), rel=0.03)

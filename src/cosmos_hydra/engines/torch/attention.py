@@ -1,7 +1,7 @@
 """Attention of a block: heads split over tp, tokens over cp, kernel by name.
 
 Under cp each rank holds part of a clip's tokens. Ulysses (arXiv 2309.14509) exchanges tokens for
-heads around the kernel; where the heads do not divide, keys and values are gathered instead.
+heads around the kernel; where the heads do not divide, keys and values go round (ring.py).
 Cross-attention needs neither: every rank holds the whole text.
 Legend: B batch, N heads, L tokens, l tokens of this rank, K head dim, T text tokens, D width.
 """
@@ -10,10 +10,7 @@ from typing import Any
 
 import torch
 from diffusers.models.embeddings import apply_rotary_emb
-from torch.distributed._functional_collectives import (
-    all_gather_tensor_autograd,
-    all_to_all_single_autograd,
-)
+from torch.distributed._functional_collectives import all_to_all_single_autograd
 from torch.distributed.device_mesh import DeviceMesh
 
 from cosmos_hydra.engines.torch.kernels import Kernel
@@ -48,20 +45,6 @@ class Ulysses:
     def _exchange(self, x: torch.Tensor) -> torch.Tensor:
         flat = x.contiguous().flatten()
         return all_to_all_single_autograd(flat, None, None, self.group).view(x.shape)
-
-
-class GatheredKeys:
-    """Attend from the own tokens to keys and values gathered from all ranks."""
-
-    def __init__(self, kernel: Kernel, mesh: DeviceMesh) -> None:
-        self.kernel, self.group = kernel, mesh.get_group()
-
-    def __call__(
-        self, q_BNlK: torch.Tensor, k_BNlK: torch.Tensor, v_BNlK: torch.Tensor
-    ) -> torch.Tensor:
-        kv_BNlK = torch.cat([k_BNlK, v_BNlK]).contiguous()
-        kv_BNLK = all_gather_tensor_autograd(kv_BNlK, 2, self.group)
-        return self.kernel(q_BNlK, *kv_BNLK.chunk(2))
 
 
 class BlockAttention:

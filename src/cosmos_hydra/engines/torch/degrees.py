@@ -29,6 +29,10 @@ class Degrees:
         """Return how many ranks work on different samples."""
         return self.dp_replicate * self.dp_shard
 
+    def needs_ring(self, num_heads: int) -> bool:
+        """Return whether the cp ranks cannot share the heads that tp leaves."""
+        return num_heads // self.tp % self.cp != 0
+
 
 def degrees_of(parallel: ParallelConfig, world_size: int) -> Degrees:
     """Return the degrees with -1 replaced by what is left.

@@ -12,8 +12,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from cosmos_hydra.config import Attention, Config, Precision
+from cosmos_hydra.engines.torch.degrees import degrees_of
 from cosmos_hydra.engines.torch.precision import effective_precision
 from cosmos_hydra.errors import ConfigError
+from cosmos_hydra.place import world_size
 
 Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 BACKENDS = {
@@ -30,17 +32,33 @@ def effective_attention(config: Config, device: torch.device) -> Attention:
 
     Raises: ConfigError when the asked one does not work here.
     """
-    asked = config.parallel.attention
+    asked, head_dim = config.parallel.attention, config.model.head_dim
     precision = effective_precision(config.parallel.precision, device)
     dtype = torch.bfloat16 if precision is Precision.bf16 else torch.float32
     candidates = _preferred(device) if asked is Attention.auto else [asked]
-    works = [k for k in candidates if _works(k, device, dtype, config.model.head_dim)]
+    where = f"on {device} in {precision} with model.head_dim={head_dim}"
+    if _needs_ring(config):
+        # its parts are put together by what this one returns
+        if Attention.flash in candidates and _works(Attention.flash, device, dtype, head_dim):
+            return Attention.flash
+        raise ConfigError(
+            f"parallel.cp={config.parallel.cp} does not divide the heads of a rank, and "
+            f"parallel.attention=flash, which that needs, does not run {where} or is not allowed; "
+            f"use another degree, or parallel.precision=bf16 parallel.attention=auto"
+        )
+    works = [kernel for kernel in candidates if _works(kernel, device, dtype, head_dim)]
     if not works:
         raise ConfigError(
-            f"parallel.attention={asked} does not run on {device} in {precision} with "
-            f"model.head_dim={config.model.head_dim}; use parallel.attention=auto"
+            f"parallel.attention={asked} does not run {where}; use parallel.attention=auto"
         )
     return works[0]
+
+
+def _needs_ring(config: Config) -> bool:
+    if world_size() == 1:
+        return False
+    degrees = degrees_of(config.parallel, world_size())
+    return degrees.needs_ring(config.model.num_heads)
 
 
 def kernel_of(attention: Attention) -> Kernel:

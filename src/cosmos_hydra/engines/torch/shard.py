@@ -21,11 +21,12 @@ from torch.distributed.tensor.parallel import (
 )
 
 from cosmos_hydra.config import Config, Precision
-from cosmos_hydra.engines.torch.attention import GatheredKeys, Ulysses, set_attention
+from cosmos_hydra.engines.torch.attention import Ulysses, set_attention
 from cosmos_hydra.engines.torch.kernels import Kernel, effective_attention, kernel_of
 from cosmos_hydra.engines.torch.mesh import Ranks
 from cosmos_hydra.engines.torch.precision import effective_precision
 from cosmos_hydra.engines.torch.recompute import apply_recompute
+from cosmos_hydra.engines.torch.ring import Ring
 from cosmos_hydra.engines.torch.sequence import Share, share_tokens
 
 
@@ -64,10 +65,9 @@ def _tensor_parallel(transformer: Any, tp: DeviceMesh, is_sequence_parallel: boo
 def _set_attention(transformer: Any, config: Config, ranks: Ranks) -> None:
     kernel = kernel_of(effective_attention(config, ranks.device))
     over_all: Kernel | None = None
-    own_heads = config.model.num_heads // ranks.degrees.tp
     if ranks.cp is not None and ranks.degrees.cp > 1:
-        is_divisible = own_heads % ranks.degrees.cp == 0
-        over_all = (Ulysses if is_divisible else GatheredKeys)(kernel, ranks.cp)
+        needs_ring = ranks.degrees.needs_ring(config.model.num_heads)
+        over_all = Ring(ranks.cp) if needs_ring else Ulysses(kernel, ranks.cp)
     set_attention(transformer, kernel, over_all)
 
 
