@@ -11,6 +11,7 @@ import torch
 from conftest import SMALL, Command
 from small_runs import small_config
 
+from cosmos_hydra import main
 from cosmos_hydra.engines.torch.degrees import Degrees, degrees_of
 from cosmos_hydra.engines.torch.mesh import join
 from cosmos_hydra.errors import ConfigError
@@ -123,6 +124,7 @@ def test_of_all_ranks_the_first_says_it_in_a_line_and_each_exits_with_2(
     world_size, overrides, message = CASES["too few"]
     monkeypatch.setenv("WORLD_SIZE", str(world_size))
     monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setattr(main, "leave_after_the_first", lambda: None)
     refused = command("stage=post_train", *SMALL, *overrides, cwd=tmp_path)
     assert refused.code == 2
     assert refused.stderr == (f"cosmos-hydra: {message}\n" if is_said else "")

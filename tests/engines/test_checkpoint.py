@@ -8,7 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_runs import FPS, rows_of, small_config, state_of, train, trainer_of
+from small_runs import (
+    FPS,
+    assert_same_tensors,
+    rows_of,
+    small_config,
+    state_of,
+    train,
+    trainer_of,
+)
 
 from cosmos_hydra import files, runs
 from cosmos_hydra.engines.torch.checkpoint import newest, open_checkpoint, prune
@@ -130,7 +138,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
     assert warning.endswith("; trying the one before")
     trainer.train()
     assert rows_of(run) == rows_of(finished)
-    assert all(tensor.equal(state_of(finished, 4)[key]) for key, tensor in state_of(run, 4).items())
+    assert_same_tensors(state_of(run, 4), state_of(finished, 4))
 
 
 def test_a_missing_file_is_named(run: Path) -> None:
