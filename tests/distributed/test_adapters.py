@@ -96,6 +96,7 @@ def overrides(base: Path, steps: int, layout: str | None = None) -> tuple[str, .
     return (*MODEL, *LORA, f"resume.path={base}", f"trainer.max_steps={steps}", *degrees)
 
 
+@pytest.mark.slow
 def test_a_run_cut_on_one_process_goes_on_on_two(
     small_samples: Path, base: Path, whole: Path, tmp_path: Path
 ) -> None:

@@ -31,7 +31,7 @@ MESHES = {
     "fsdp 2 x cp 2": (4, "parallel.dp_shard=2", "parallel.cp=2"),
 }
 PAIRS = list(itertools.product(MESHES, MESHES))
-SAMPLED = random.Random(5).sample([pair for pair in PAIRS if pair[0] != pair[1]], 2)
+SAMPLED = random.Random(5).sample([pair for pair in PAIRS if pair[0] != pair[1]], 1)
 
 
 def train_on(mesh: str, samples: Path, folder: Path, *overrides: str) -> Path:
@@ -59,14 +59,8 @@ def assert_same_numbers(run_folder: Path, wanted: Path, tolerance: float) -> Non
                 assert row[name] == pytest.approx(expected[key][name], rel=tolerance), (key, name)
 
 
-@pytest.mark.parametrize(
-    "mesh",
-    [
-        pytest.param(name, marks=() if name == "fsdp 2 x tp 2" else pytest.mark.slow, id=name)
-        for name in MESHES
-        if name != "1"
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", [name for name in MESHES if name != "1"])
 def test_a_curve_of_20_steps_is_the_same_on_any_mesh(
     small_samples: Path, tmp_path: Path, one_process: Path, mesh: str
 ) -> None:

@@ -70,6 +70,8 @@ class Saver:
                 self._write_parts(files.temporary_of(folder), step, table, facts)
         except Exception as error:
             raise _explained(folder, error) from error
+        finally:
+            table.clear()  # gone before the next copy is made
         if self.ranks.is_first:
             checkpoint.prune(self.run, self.keep, step)
 
