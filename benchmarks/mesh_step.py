@@ -15,18 +15,17 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from hydra import compose, initialize_config_dir
-from torch.distributed.tensor import DTensor
 
 from cosmos_hydra import config as schema
 from cosmos_hydra.config import Config, Stage
-from cosmos_hydra.data.clips import TRAIN, latent_shape
-from cosmos_hydra.data.loader import Loader
+from cosmos_hydra.data.clips import latent_shape
 from cosmos_hydra.data.store import open_store
 from cosmos_hydra.engines.torch import state
 from cosmos_hydra.engines.torch.device import pick_device
 from cosmos_hydra.engines.torch.fit import estimate
 from cosmos_hydra.engines.torch.kernels import effective_attention
 from cosmos_hydra.engines.torch.mesh import Ranks, join
+from cosmos_hydra.engines.torch.parts import local
 from cosmos_hydra.engines.torch.saving import Saver
 from cosmos_hydra.engines.torch.trainer import Trainer
 from cosmos_hydra.overrides import conf_folder
@@ -74,8 +73,7 @@ def make_samples(config: Config) -> None:
 def fill_at_random(module: torch.nn.Module, whole: Any) -> None:
     """Fill each rank's part on its device, in place of values that are drawn on the CPU."""
     for parameter in module.parameters():
-        part = parameter.to_local() if isinstance(parameter, DTensor) else parameter
-        part.detach().normal_(0, 0.02)
+        local(parameter).detach().normal_(0, 0.02)
 
 
 def synchronised_s(device: torch.device) -> float:
@@ -90,16 +88,7 @@ def measure(config: Config, folder: Path, ranks: Ranks, steps: int, is_saving: b
     began_s = time.perf_counter()
     trainer = Trainer(config, folder / "run", open_store(config.data.path), ranks)
     built_s = synchronised_s(ranks.device) - began_s
-    sizes = config.trainer
-    loader = Loader(
-        trainer.store,
-        trainer.store.splits[TRAIN],
-        config.model.objective,
-        config.seed,
-        sizes.global_batch_size,
-        sizes.micro_batch_size,
-        (ranks.dp_rank, ranks.degrees.dp),
-    )
+    loader = trainer.loader()
     trainer.denoiser.train()
     row: dict[str, Any] = {"first_step": trainer.step, "built_s": round(built_s, 1)}
     row |= {"step_s": [], "losses": []}

@@ -8,12 +8,11 @@ from small_runs import small_config
 from torch.distributed.tensor import DTensor
 
 from cosmos_hydra.config import Config
-from cosmos_hydra.data.clips import TRAIN
-from cosmos_hydra.data.loader import Loader
 from cosmos_hydra.data.store import open_store
 from cosmos_hydra.engines.torch import state
 from cosmos_hydra.engines.torch.mesh import join
-from cosmos_hydra.engines.torch.small_moments import MOMENTS, local
+from cosmos_hydra.engines.torch.parts import local
+from cosmos_hydra.engines.torch.small_moments import MOMENTS
 from cosmos_hydra.engines.torch.trainer import Trainer
 from cosmos_hydra.job import Job
 from cosmos_hydra.stages.post_train import run as run_post_train
@@ -31,7 +30,7 @@ def compute_gradients(samples: Path, overrides: tuple[str, ...], out: Path) -> N
     """Save losses, gradient norm and every parameter's gradient of one step."""
     config = small_config(samples, *overrides)
     trainer = noisy_trainer(config, out)
-    outcome = trainer.stepper.compute(3, loader_of(config, trainer).load(3))
+    outcome = trainer.stepper.compute(3, trainer.loader().load(3))
     gradients = {
         name: whole(parameter.grad).clone()
         for name, parameter in trainer.transformer.named_parameters()
@@ -81,24 +80,8 @@ def count_held(samples: Path, overrides: tuple[str, ...], out: Path) -> None:
 
 def add_part(parameter: torch.Tensor, change: torch.Tensor) -> None:
     """Add a whole tensor to what this rank holds of a parameter."""
-    from cosmos_hydra.engines.torch.state import slices_of
-
-    part = parameter.to_local() if isinstance(parameter, DTensor) else parameter
-    part += change[slices_of(parameter)]
-
-
-def loader_of(config: Config, trainer: Trainer) -> Loader:
-    """Return the loader of this rank, as the trainer makes it."""
-    ranks, sizes = trainer.ranks, config.trainer
-    return Loader(
-        trainer.store,
-        trainer.store.splits[TRAIN],
-        config.model.objective,
-        config.seed,
-        sizes.global_batch_size,
-        sizes.micro_batch_size,
-        (ranks.dp_rank, ranks.degrees.dp),
-    )
+    part = local(parameter)
+    part += change[state.slices_of(parameter)]
 
 
 def train(samples: Path, overrides: tuple[str, ...], run: Path) -> None:

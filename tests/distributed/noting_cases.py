@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from distributed_cases import CPU, loader_of, noisy_trainer, train, whole
+from distributed_cases import CPU, noisy_trainer, train, whole
 from small_runs import small_config
-from torch.distributed.tensor import DTensor
 
 from cosmos_hydra import place
 from cosmos_hydra.config import Sampler
@@ -16,6 +15,7 @@ from cosmos_hydra.data.clips import TRAIN
 from cosmos_hydra.data.loader import Batch
 from cosmos_hydra.diffusion.generation import Request, generate_latent
 from cosmos_hydra.engines.torch.gradients import is_split_over_tp
+from cosmos_hydra.engines.torch.parts import local
 from cosmos_hydra.engines.torch.trainer import Trainer
 
 
@@ -30,7 +30,7 @@ def note_twice(samples: Path, overrides: tuple[str, ...], out: Path) -> None:
     """Do a step, generate with guidance, and both again, without an update; note all of it."""
     config = small_config(samples, *overrides)
     trainer = noisy_trainer(config, out)
-    batches = loader_of(config, trainer).load(3)
+    batches = trainer.loader().load(3)
     before = copy.deepcopy(batches)
     named = list(trainer.transformer.named_parameters())
     losses, latents, gradients = [], [], {}
@@ -81,7 +81,7 @@ def note_training(samples: Path, overrides: tuple[str, ...], run: Path) -> None:
         rows = update(self, ids, batches)
         weights = hashlib.sha256()
         for parameter in self.transformer.parameters():
-            part = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+            part = local(parameter)
             weights.update(part.detach().numpy().tobytes())
         drawn = {
             position: {

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from cosmos_hydra.checks import SPATIAL_FACTOR, TEMPORAL_FACTOR
-from cosmos_hydra.config import Config, Precision, Recompute, Stage, StatePrecision
+from cosmos_hydra.config import Choice, Config, Precision, Stage
 from cosmos_hydra.engines.torch.degrees import degrees_of
 from cosmos_hydra.engines.torch.memory import (
     Memory,
@@ -198,15 +198,18 @@ def _smaller_step(config: Config) -> Iterator[Change]:
 
 
 def _recompute(config: Config) -> Iterator[Change]:
-    policies = list(Recompute)
-    for policy in policies[policies.index(config.parallel.recompute) + 1 :]:
-        yield {"parallel.recompute": policy}
+    yield from _next_ones("parallel.recompute", config.parallel.recompute)
 
 
 def _smaller_moments(config: Config) -> Iterator[Change]:
-    states = list(StatePrecision)
-    for state in states[states.index(config.optim.state) + 1 :]:
-        yield {"optim.state": state}
+    yield from _next_ones("optim.state", config.optim.state)
+
+
+def _next_ones(key: str, chosen: Choice) -> Iterator[Change]:
+    """Yield what the schema lists after the choice, which takes less each time."""
+    choices = list(type(chosen))
+    for choice in choices[choices.index(chosen) + 1 :]:
+        yield {key: choice}
 
 
 def _half_precision(config: Config) -> Iterator[Change]:

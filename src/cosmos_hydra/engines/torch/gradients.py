@@ -13,6 +13,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from cosmos_hydra.engines.torch.mesh import Ranks
+from cosmos_hydra.engines.torch.parts import local
 
 HEAD_NORMS = ("norm_q.", "norm_k.")
 
@@ -36,7 +37,7 @@ def partial_over_tp(module: nn.Module, is_sequence_parallel: bool) -> list[nn.Pa
 def sum_over_tp(parameters: Iterable[nn.Parameter], ranks: Ranks) -> None:
     """Add up gradients over the tp ranks in place; called by every rank, in the same order."""
     assert ranks.mesh is not None
-    gradients = [_local(p.grad) for p in parameters if p.grad is not None]
+    gradients = [local(p.grad) for p in parameters if p.grad is not None]
     if gradients:
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         dist.all_reduce(flat, group=ranks.mesh["tp"].get_group())
@@ -55,7 +56,7 @@ def clip(module: nn.Module, limit: float | None, ranks: Ranks) -> float:
         bound = limit or float("inf")
         return float(nn.utils.clip_grad_norm_(module.parameters(), bound).item())
     squares = torch.zeros(2, dtype=torch.float32, device=ranks.device)
-    gradients = [(p, _local(p.grad)) for p in module.parameters() if p.grad is not None]
+    gradients = [(p, local(p.grad)) for p in module.parameters() if p.grad is not None]
     for parameter, gradient in gradients:
         squares[int(is_split_over_tp(parameter))] += gradient.float().square().sum()
     dist.all_reduce(squares, group=ranks.mesh["dp_shard_cp"].get_group())
@@ -66,8 +67,3 @@ def clip(module: nn.Module, limit: float | None, ranks: Ranks) -> float:
         for _, gradient in gradients:
             gradient.mul_(scale)
     return norm.item()
-
-
-def _local(gradient: torch.Tensor | None) -> torch.Tensor:
-    assert gradient is not None
-    return gradient.to_local() if isinstance(gradient, DTensor) else gradient

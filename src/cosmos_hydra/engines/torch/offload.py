@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import torch
 from torch.autograd.graph import saved_tensors_hooks
-from torch.distributed.tensor import DTensor
+
+from cosmos_hydra.engines.torch.parts import local
 
 SMALLEST_BYTES = 1 << 20
 
@@ -33,7 +34,7 @@ class Offload:
     @contextmanager
     def around(self, stay: Iterable[torch.Tensor]) -> Iterator[None]:
         """Move what is saved in this context, but for views of the tensors that stay."""
-        kept = {_local(tensor).untyped_storage().data_ptr() for tensor in stay}
+        kept = {local(tensor).untyped_storage().data_ptr() for tensor in stay}
 
         def pack(tensor: torch.Tensor) -> torch.Tensor | _Moved:
             if type(tensor) is not torch.Tensor or tensor.nbytes < SMALLEST_BYTES:
@@ -62,7 +63,3 @@ class Offload:
         if saved.event is not None:
             torch.cuda.current_stream(self.device).wait_event(saved.event)
         return saved.host.to(self.device, non_blocking=True)
-
-
-def _local(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

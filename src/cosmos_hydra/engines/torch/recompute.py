@@ -45,7 +45,7 @@ def apply_recompute(transformer: Any, parallel: ParallelConfig, device: torch.de
         if parallel.recompute in KEPT:
             options["context_fn"] = _contexts(KEPT[parallel.recompute])
         # the last blocks' activations are gone before most gradients come
-        for block in blocks[: len(blocks) - parallel.recompute_except]:
+        for block in blocks[: max(0, len(blocks) - parallel.recompute_except)]:
             # within FSDP's hooks, so that the weights are gathered; torch.compile knows this form
             block.forward = partial(checkpoint, block.forward, **options)
     if parallel.offload_activations and device.type == "cuda":

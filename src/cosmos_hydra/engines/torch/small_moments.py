@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from cosmos_hydra.config import OptimConfig, StatePrecision
+from cosmos_hydra.engines.torch.parts import local, with_local
 from cosmos_hydra.errors import ConfigError
 from cosmos_hydra.seeds import seed_of
 
@@ -128,15 +128,3 @@ def requantise(exact: torch.Tensor, kept: Any) -> None:
         gives_back_M = (kept.qmap[other_MB.int()] * other_M[:, None] == x_MB).all(1)
         codes_MB[gives_back_M] = other_MB[gives_back_M].to(codes_MB.dtype)
         scale_M[gives_back_M] = other_M[gives_back_M]
-
-
-def local(tensor: Any) -> torch.Tensor:
-    """Return what this rank holds of a tensor."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def with_local(like: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
-    """Return a tensor placed like another one, of which this rank holds `part`, on any device."""
-    if not isinstance(like, DTensor):
-        return part
-    return DTensor(part, like._spec, requires_grad=False)

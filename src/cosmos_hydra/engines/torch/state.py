@@ -23,14 +23,13 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 from cosmos_hydra import files
 from cosmos_hydra.config import StatePrecision
+from cosmos_hydra.engines.torch.parts import local, with_local
 from cosmos_hydra.engines.torch.small_moments import (
     MOMENTS,
     as_float,
     empty_moment,
     is_quantised,
-    local,
     requantise,
-    with_local,
 )
 from cosmos_hydra.errors import StageError
 from cosmos_hydra.models.lora import named_adapters, named_weights
@@ -199,8 +198,7 @@ def fill_shards(module: nn.Module, whole: Callable[[str, torch.Size], WholeTenso
 @torch.no_grad()
 def fill_part(parameter: nn.Parameter, source: WholeTensor) -> None:
     """Fill a parameter, or this rank's part of it, from what can be sliced like the whole."""
-    part = parameter.to_local() if isinstance(parameter, DTensor) else parameter
-    part.copy_(source[slices_of(parameter)])
+    local(parameter).copy_(source[slices_of(parameter)])
 
 
 def slices_of(parameter: torch.Tensor) -> tuple[slice, ...]:

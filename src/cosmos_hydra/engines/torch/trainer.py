@@ -146,6 +146,18 @@ class Trainer:
             )
         return self.last_loss
 
+    def loader(self) -> Loader:
+        """Return what loads this rank's part of each step."""
+        return Loader(
+            self.store,
+            self.store.splits[TRAIN],
+            self.config.model.objective,
+            self.config.seed,
+            self.config.trainer.global_batch_size,
+            self.config.trainer.micro_batch_size,
+            (self.ranks.dp_rank, self.ranks.degrees.dp),
+        )
+
     def _open_record(self) -> Record:
         """Return the record, on rank 0 last: it cuts what the others read."""
         if self.ranks.is_first:
@@ -173,16 +185,8 @@ class Trainer:
             logger.warning("no previews: model.tokenizer.path is not set")
 
     def _loop(self, stop: StopRequest) -> None:
-        config, trainer = self.config, self.config.trainer
-        loader = Loader(
-            self.store,
-            self.store.splits[TRAIN],
-            config.model.objective,
-            config.seed,
-            trainer.global_batch_size,
-            trainer.micro_batch_size,
-            (self.ranks.dp_rank, self.ranks.degrees.dp),
-        )
+        trainer = self.config.trainer
+        loader = self.loader()
         self.denoiser.train()
         self._look(stop, self._lacks_validation, self._lacks_preview)
         with progress("post_train", trainer.max_steps, "steps", start=self.step) as bar:
