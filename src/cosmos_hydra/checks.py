@@ -153,6 +153,12 @@ def _model(config: Config) -> Iterator[str]:
         yield f"model.head_dim={model.head_dim} is too small or odd; even and at least 24"
     stages = config.stages
     trains = Stage.post_train in stages
+    for stage in (Stage.post_train, Stage.generate):
+        if model.condition_mask and stage in stages:
+            yield (
+                f"model={model.name} is a Video2World model, which stage={stage} does not take "
+                f"yet; use a Text2World model"
+            )
     has_weights = model.weights.path or model.weights.from_scratch or config.resume.path
     if trains and not has_weights:
         yield (

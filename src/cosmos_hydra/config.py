@@ -48,6 +48,12 @@ class SampleFormat(Choice):
     nemo = "nemo"
 
 
+class WeightsFormat(Choice):
+    diffusers = "diffusers"
+    original = "original"
+    nemo = "nemo"
+
+
 class TokenizerKind(Choice):
     toy = "toy"
     cosmos = "cosmos"
@@ -131,8 +137,15 @@ class PathsConfig:
 
 @dataclass
 class WeightsConfig:
-    # folder in diffusers layout (config.json and safetensors) to start from; null = none
+    # weights to start from, in any format that resume.path takes; null = those of `repo`
     path: str | None = None
+    # repository on the Hugging Face Hub that has them; null = none
+    repo: str | None = None
+    # branch, tag or commit of `repo`
+    revision: str = "main"
+    # what stage=download fetches of `repo`: diffusers = transformer/, safetensors; original =
+    # model.pt; nemo = nemo/, as the NeMo Framework reads it
+    format: WeightsFormat = WeightsFormat.diffusers
     # true = random weights when there is no path; the released sizes refuse that
     from_scratch: bool = False
 
@@ -141,16 +154,26 @@ class WeightsConfig:
 class TokenizerConfig:
     # toy = linear transform fitted on the data; cosmos = AutoencoderKLCosmos
     kind: TokenizerKind = TokenizerKind.cosmos
-    # folder of AutoencoderKLCosmos in diffusers layout; unused by toy
+    # folder of AutoencoderKLCosmos in diffusers layout; null = that of `repo`; unused by toy
     path: str | None = None
+    # repository on the Hugging Face Hub that has it in a folder vae/; null = none
+    repo: str | None = None
+    # branch, tag or commit of `repo`
+    revision: str = "main"
 
 
 @dataclass
 class TextEncoderConfig:
     # hash = seeded embedding of words; t5 = T5 encoder
     kind: TextEncoderKind = TextEncoderKind.t5
-    # folder of the T5 encoder and its tokenizer in transformers layout; unused by hash
+    # folder of the T5 encoder and its tokenizer in transformers layout; null = that of `repo`;
+    # unused by hash
     path: str | None = None
+    # repository on the Hugging Face Hub that has them, in folders text_encoder/ and tokenizer/ or
+    # at its top; null = none
+    repo: str | None = None
+    # branch, tag or commit of `repo`
+    revision: str = "main"
 
 
 @dataclass
@@ -185,6 +208,8 @@ class ModelConfig:
     text_dim: int = 1024
     # channels of the tokenizer's latent
     latent_channels: int = 16
+    # true = one more input channel, which marks given frames (Video2World)
+    condition_mask: bool = False
     # largest latent, [frames, height, width]
     max_size: list[int] = field(default_factory=lambda: [128, 240, 240])
     # latent cells of one token, [frames, height, width]

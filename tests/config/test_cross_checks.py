@@ -126,6 +126,13 @@ def test_a_value_that_does_not_fit_is_refused_with_what_would(override: str, mes
     assert check(changed(override)) == [message]
 
 
+def test_a_video2world_model_is_neither_trained_nor_sampled() -> None:
+    for stage in ("post_train", "generate"):
+        config = changed("checkpoint=/w", "resume.path=/w", stage=stage, model="7b_video2world")
+        message = f"is a Video2World model, which stage={stage} does not take yet; use a Text2World"
+        assert check(config) == [f"model=7b_video2world {message} model"]
+
+
 def test_a_released_size_is_not_trained_from_random_weights() -> None:
     message = (
         "model.weights.path=null but model=7b is not trained from scratch; "

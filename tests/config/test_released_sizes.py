@@ -8,7 +8,13 @@ from cosmos_hydra.models.transformer import build_transformer
 
 
 @pytest.mark.parametrize(
-    ("name", "num_parameters"), [("7b", 7_236_192_256), ("14b", 14_267_149_312)]
+    ("name", "num_parameters"),
+    [
+        ("7b", 7_236_192_256),
+        ("14b", 14_267_149_312),
+        ("7b_video2world", 7_236_208_640),
+        ("14b_video2world", 14_267_169_792),
+    ],
 )
 def test_a_released_model_has_its_true_number_of_parameters(name: str, num_parameters: int) -> None:
     with torch.device("meta"):

@@ -14,6 +14,11 @@ def width(model: ModelConfig) -> int:
     return model.num_heads * model.head_dim
 
 
+def input_channels(model: ModelConfig) -> int:
+    """Return the channels of the network's input: latent, condition mask, padding mask."""
+    return model.latent_channels + model.condition_mask + 1
+
+
 def parameter_count(model: ModelConfig) -> int:
     """Return the parameters of the transformer, as built for training."""
     D, K, rank = width(model), model.head_dim, model.adaln_lora_dim
@@ -23,7 +28,7 @@ def parameter_count(model: ModelConfig) -> int:
     modulations = 3 * (D * rank + rank * 3 * D)
     block = self_attention + cross_attention + mlp + modulations
     cells = prod(model.patch_size)
-    patches = (model.latent_channels + 1) * cells * D  # one more for the padding mask
+    patches = input_channels(model) * cells * D
     sizes = zip(model.max_size, model.patch_size, strict=True)
     positions = sum(size // patch for size, patch in sizes) * D
     time = D * D + D * 3 * D + D
@@ -53,7 +58,7 @@ def linear_layers(model: ModelConfig) -> dict[str, tuple[int, int]]:
     for name in ("norm1", "norm2", "norm3"):
         block |= {f"{name}.linear_1": (D, rank), f"{name}.linear_2": (rank, 3 * D)}
     around = {
-        "patch_embed.proj": ((model.latent_channels + 1) * cells, D),
+        "patch_embed.proj": (input_channels(model) * cells, D),
         "time_embed.t_embedder.linear_1": (D, D),
         "time_embed.t_embedder.linear_2": (D, 3 * D),
         "norm_out.linear_1": (D, rank),

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from cosmos_hydra.config import ModelConfig
+from cosmos_hydra.models.size import input_channels
 from cosmos_hydra.seeds import torch_generator
 
 QK_NORM_EPS = 1e-6
@@ -27,7 +28,7 @@ def build_transformer(model: ModelConfig) -> Any:
     from diffusers import CosmosTransformer3DModel
 
     transformer = CosmosTransformer3DModel(
-        in_channels=model.latent_channels + 1,
+        in_channels=input_channels(model),
         out_channels=model.latent_channels,
         num_attention_heads=model.num_heads,
         attention_head_dim=model.head_dim,

@@ -16,6 +16,7 @@ from cosmos_hydra.config import ModelConfig
 from cosmos_hydra.engines.torch.state import fill_part
 from cosmos_hydra.errors import ConfigError, StageError
 from cosmos_hydra.models.lora import named_weights
+from cosmos_hydra.models.size import input_channels
 from cosmos_hydra.reading import listed, open_tensors, plain_name, read_json, shown
 
 CLASS_NAME = "CosmosTransformer3DModel"
@@ -27,7 +28,7 @@ def config_of(model: ModelConfig) -> dict[str, Any]:
     """Return config.json of a model."""
     return {
         "_class_name": CLASS_NAME,
-        "in_channels": model.latent_channels,
+        "in_channels": input_channels(model) - 1,  # diffusers adds the padding mask itself
         "out_channels": model.latent_channels,
         "num_attention_heads": model.num_heads,
         "attention_head_dim": model.head_dim,

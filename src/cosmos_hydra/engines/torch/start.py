@@ -27,12 +27,13 @@ from cosmos_hydra.weights.base import base_facts, base_of
 from cosmos_hydra.weights.load import load_weights
 from cosmos_hydra.weights.locate import Located, locate
 
+# what says where a model lies
+FOUND_BY = ("path", "repo", "revision")
 # a resumed run must not differ in these; samples and given weights are compared by content
 FIXED = ("model.", "peft.", "seed", "trainer.global_batch_size", "optim.betas", "optim.eps")
 MOVABLE = (
     "model.weights.",
-    "model.tokenizer.path",
-    "model.text_encoder.path",
+    *(f"model.{part}.{k}" for part in ("tokenizer", "text_encoder") for k in FOUND_BY),
     "model.default_lr",
     "model.default_guidance",
 )
