@@ -24,7 +24,7 @@ from cosmos_hydra.stages.generate import run as run_generate
 from cosmos_hydra.tracking import metrics
 from cosmos_hydra.weights.diffusers import save_transformer
 from cosmos_hydra.weights.load import load_weights
-from cosmos_hydra.weights.locate import locate
+from cosmos_hydra.weights.locate import Format, Located, locate
 from cosmos_hydra.weights.torch_metadata import read_metadata
 
 TIMINGS = ("step_s", "data_wait_s", "tokens_per_s", "mem_gb", "validation_s")
@@ -103,6 +103,11 @@ def initialised(model: ModelConfig, seed: int) -> Any:
     transformer = build_transformer(model)
     fill_shards(transformer, lambda name, shape: initial(name, shape, seed))
     return transformer
+
+
+def load_folder(transformer: Any, folder: Path) -> None:
+    """Load a diffusers folder as post_train does."""
+    load_weights(transformer, Located(folder, Format.diffusers))
 
 
 def export(folder: Path, out: Path) -> Path:

@@ -57,6 +57,7 @@ def _ranges(config: Config) -> Iterator[str]:
         "trainer.validation_samples": config.trainer.validation_samples,
         "trainer.validation_sigmas": config.trainer.validation_sigmas,
         "peft.rank": config.peft.rank,
+        "export.tp": config.export.tp,
         "data.frames": config.data.frames,
         "data.chunks_per_video": config.data.chunks_per_video,
         "data.tokenizer_clips": config.data.tokenizer_clips,

@@ -108,9 +108,12 @@ class Sampler(Choice):
 
 class ExportFormat(Choice):
     diffusers = "diffusers"
+    original = "original"
+    nemo = "nemo"
 
 
 class ExportDtype(Choice):
+    auto = "auto"
     bf16 = "bf16"
     fp32 = "fp32"
 
@@ -385,7 +388,8 @@ class TrainerConfig:
 
 @dataclass
 class ResumeConfig:
-    # weights to start from: a run, a step of a run, or a diffusers folder; null = none
+    # weights to start from: a run, a step of a run, a diffusers folder, model.pt of the original
+    # code, or a NeMo checkpoint (zarr or torch_dist); null = none
     path: str | None = None
     # auto = go on in an existing run; fresh = a new folder; never = an existing run is an error
     mode: ResumeMode = ResumeMode.auto
@@ -417,14 +421,18 @@ class GenerateConfig:
 
 @dataclass
 class ExportConfig:
-    # what to write: diffusers = config.json and safetensors, as the release has them
+    # what to write: diffusers = config.json and safetensors, as the release has them; original =
+    # model.pt of the original code; nemo = Megatron's zarr format, as NeMo's recipes start from
     format: ExportFormat = ExportFormat.diffusers
     # folder to write; it must not exist or be empty
     path: str | None = None
-    # dtype of the written weights: bf16 as released, or fp32 as trained
-    dtype: ExportDtype = ExportDtype.bf16
+    # dtype of the written weights: bf16 or fp32; auto = bf16 of a run, and of foreign weights what
+    # they have
+    dtype: ExportDtype = ExportDtype.auto
     # largest size of a safetensors file, GB
     shard_gb: float = 10.0
+    # nemo: ranks of tensor parallelism whose parts are files of their own; any number reads them
+    tp: int = 1
 
 
 @dataclass
@@ -455,8 +463,8 @@ class Config:
     name: str = MISSING
     # seed of weights, sample order, noise and text dropout
     seed: int = 0
-    # what generate, report and export take: a run, a step of a run, or (generate) a diffusers
-    # folder; null = this run
+    # what generate, report and export take: a run or a step of a run, or (not report) weights of
+    # any format that resume.path takes; null = this run
     checkpoint: str | None = None
     paths: PathsConfig = field(default_factory=PathsConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

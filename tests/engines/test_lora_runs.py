@@ -12,6 +12,7 @@ from small_runs import (
     assert_same_tensors,
     export,
     generate,
+    load_folder,
     rows_of,
     small_config,
     state_of,
@@ -29,9 +30,8 @@ from cosmos_hydra.models.lora import add_adapters, initial_adapter, named_adapte
 from cosmos_hydra.models.transformer import Denoiser, build_transformer
 from cosmos_hydra.reading import SEAL, sealed
 from cosmos_hydra.weights.base import base_of
-from cosmos_hydra.weights.diffusers import load_transformer
 from cosmos_hydra.weights.locate import locate
-from cosmos_hydra.weights.tensors import adapters_in
+from cosmos_hydra.weights.trained import adapters_in
 
 LORA = ("peft.kind=lora", "peft.rank=4", "peft.alpha=8", "optim.lr=0.01")
 
@@ -298,7 +298,7 @@ def test_the_files_are_those_of_the_state(tuned: Path, base: Path) -> None:
         {name: tensor for name, tensor in state.items() if name.startswith("weight.")},
     )
     transformer = build_transformer(small_config(Path()).model)
-    load_transformer(transformer, base / "exported")
+    load_folder(transformer, base / "exported")
     saved = {name.removeprefix("weight."): t for name, t in state_of(base, 2).items()}
     assert all(torch.equal(t, saved[name]) for name, t in transformer.state_dict().items())
 

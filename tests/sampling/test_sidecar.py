@@ -112,6 +112,8 @@ def test_the_sidecar_holds_everything_that_decides_the_content(
         "torch": torch.__version__,
         "cosmos_hydra": cosmos_hydra.__version__,
         "text_encoder": {"kind": "hash", "num_tokens": 16, "dim": 1024},
+        # the run began with random weights
+        "difference": None,
     }
 
 

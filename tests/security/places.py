@@ -35,7 +35,9 @@ from cosmos_hydra.models.toy_tokenizer import ToyTokenizer
 from cosmos_hydra.models.transformer import build_transformer
 from cosmos_hydra.reading import SEAL, sealed
 from cosmos_hydra.weights import diffusers
+from cosmos_hydra.weights.load import load_weights
 from cosmos_hydra.weights.locate import locate
+from cosmos_hydra.weights.open import check_architecture
 from cosmos_hydra.weights.torch_metadata import read_metadata
 
 CPU = torch.device("cpu")
@@ -167,8 +169,8 @@ def _resume(root: Path) -> None:
 def _weights(root: Path) -> None:
     config = small_config(root, *SMALL_MODEL)
     found = locate(str(root / "diffusers"), "resume.path")
-    diffusers.check_config(found.transformer, config.model, "resume.path")
-    diffusers.load_transformer(build_transformer(config.model), found.transformer)
+    check_architecture(found, config.model, "resume.path")
+    load_weights(build_transformer(config.model), found)
 
 
 def _t5(root: Path) -> None:

@@ -79,7 +79,7 @@ def test_torch_load_is_called_once_for_weights_only() -> None:
         for call in calls(source)
         if dotted(call.func).endswith("torch.load")
     ]
-    assert loads == [("data/pth.py", True)]
+    assert loads == [("pth.py", True)]
 
 
 def test_models_of_libraries_are_loaded_in_one_place_from_safetensors_on_disk() -> None:
@@ -97,7 +97,7 @@ def test_models_of_libraries_are_loaded_in_one_place_from_safetensors_on_disk() 
 
 def test_the_one_unpickler_makes_and_calls_nothing() -> None:
     users = [name for name, source in sources().items() if "import pickle" in source]
-    assert sorted(users) == ["data/pth.py", "weights/torch_metadata.py"]
+    assert sorted(users) == ["pth.py", "weights/torch_metadata.py"]
     tree = ast.parse(sources()["weights/torch_metadata.py"])
     classes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
     (reader,) = [node for node in classes if "pickle._Unpickler" in map(dotted, node.bases)]

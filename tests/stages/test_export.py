@@ -3,6 +3,7 @@
 import json
 import shlex
 import shutil
+import weakref
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from conftest import Command
 from small_runs import (
     assert_same_tensors,
+    load_folder,
     small_config,
     state_of,
     train,
@@ -17,15 +19,13 @@ from small_runs import (
 )
 
 from cosmos_hydra import files, runs
-from cosmos_hydra.config import ExportDtype
-from cosmos_hydra.errors import StageError
 from cosmos_hydra.models.transformer import build_transformer
 from cosmos_hydra.reading import read_tensors
 from cosmos_hydra.stages import export as stage
-from cosmos_hydra.weights.diffusers import load_transformer
-from cosmos_hydra.weights.export import write_weights
+from cosmos_hydra.weights.export import write_diffusers
 from cosmos_hydra.weights.locate import locate
-from cosmos_hydra.weights.tensors import reader_of
+from cosmos_hydra.weights.open import open_weights
+from cosmos_hydra.weights.source import Source
 
 LORA = ("peft.kind=lora", "peft.rank=4", "peft.alpha=8", "optim.lr=0.01")
 WEIGHTS = "diffusion_pytorch_model"
@@ -44,9 +44,13 @@ def trained(small_samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 def weights_of(run: Path) -> dict[str, torch.Tensor]:
     """Return the weights that a new run would start with."""
-    transformer = build_transformer(small_config(Path()).model)
-    read = reader_of(locate(str(run), "checkpoint"))
-    return {name: read(name, p.shape) for name, p in transformer.named_parameters()}
+    source = opened(run)
+    return {name: source.read(name) for name in source.entries}
+
+
+def opened(path: Path) -> Source:
+    parameters = build_transformer(small_config(Path()).model).named_parameters()
+    return open_weights(locate(str(path), "checkpoint"), {name: p.shape for name, p in parameters})
 
 
 @pytest.mark.parametrize("run", ["whole", "tuned"])
@@ -64,7 +68,7 @@ def test_an_export_in_fp32_is_the_run_bitwise_for_us_and_for_diffusers(
         saved = state_of(trained / run, 2)
         assert_same_tensors(wanted, {name: saved[f"weight.{name}"] for name in wanted})
     ours = build_transformer(small_config(Path()).model)
-    load_transformer(ours, out)
+    load_folder(ours, out)
     assert_same_tensors(ours.state_dict(), wanted)
     theirs, report = CosmosTransformer3DModel.from_pretrained(out, output_loading_info=True)
     assert_same_tensors(theirs.state_dict(), wanted)
@@ -80,7 +84,7 @@ def test_files_are_at_most_as_large_as_asked_and_indexed(
         out = tmp_path / f"out-{limit_gb}"
         typed = ["stage=export", f"checkpoint={trained / 'whole'}", f"export.path={out}"]
         done = command(*typed, "export.dtype=fp32", f"export.shard_gb={limit_gb}", cwd=tmp_path)
-        assert f"0.00958 GB of fp32 in {count} file{'s' * (count > 1)}\n" in done.stdout
+        assert f"0.00958 GB of float32 in {count} file{'s' * (count > 1)}; " in done.stdout
         found = sorted(out.glob("*.safetensors"))
         shards = [path for path in found if path.name.startswith(WEIGHTS)]
         assert len(shards) == count
@@ -115,16 +119,18 @@ def test_the_printed_command_makes_a_video_and_nothing_else_is_left(
     done = command(*typed, cwd=tmp_path)
     assert (done.code, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
-    assert lines[0] == f"exporting step 2 of {trained / 'tuned'} in bf16 into out"
-    assert lines[1] == "exported: out, 0.00479 GB of bf16 in 1 file, adapters merged"
-    assert lines[2].startswith("next: cosmos-hydra stage=generate checkpoint=out model=tiny ")
+    assert lines[0] == f"exporting step 2 of {trained / 'tuned'} as diffusers in bfloat16 into out"
+    assert lines[1] == f"weights: 20 of 50 tensors differ from step 2 of {trained / 'whole'}"
+    read = f"read from sha256 {locate(str(trained / 'tuned'), 'checkpoint').digest}"
+    assert lines[2] == f"exported: out, 0.00479 GB of bfloat16 in 1 file, adapters merged; {read}"
+    assert lines[3].startswith("next: cosmos-hydra stage=generate checkpoint=out model=tiny ")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         *("README.md", "config.json", "tokenizer.safetensors", f"{WEIGHTS}.safetensors")
     }
     # numbers of a model that no option has are typed too
     small = ("model.num_layers=2", "model.text_tokens=16", "generate.steps=1")
-    command_line = shlex.split(lines[2].removeprefix("next: "))[1:]
+    command_line = shlex.split(lines[3].removeprefix("next: "))[1:]
     made = command(*command_line, *small, cwd=tmp_path)
     assert (made.code, made.stderr) == (0, "")
     assert len(list((tmp_path / "out-videos").glob("*_??????.mp4"))) == 1
@@ -177,11 +183,6 @@ def test_what_cannot_be_exported_is_one_line(
         ([f"checkpoint={run}", "export.path=file"], 2, "export.path=file is not empty; remove it"),
         (["checkpoint=nowhere", "export.path=a"], 2, "checkpoint=nowhere does not exist"),
         (
-            ["checkpoint=out", "export.path=a"],
-            2,
-            "checkpoint=out is a diffusers folder already; name a run or a step",
-        ),
-        (
             [f"checkpoint={run}", "export.path=a", "model.num_layers=3"],
             2,
             "model.num_layers=3 but the checkpoint has 2; leave it out",
@@ -205,7 +206,7 @@ def test_a_failed_export_leaves_nothing(
         (folder / f"{WEIGHTS}.safetensors").write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(stage, "write_weights", failing)
+    monkeypatch.setattr(stage, "write_diffusers", failing)
     typed = ["stage=export", f"checkpoint={trained / 'whole'}", "export.path=out"]
     failed = command(*typed, cwd=tmp_path)
     assert failed.code == 1
@@ -213,44 +214,25 @@ def test_a_failed_export_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_checkpoint_that_lacks_a_weight_is_refused(trained: Path, tmp_path: Path) -> None:
-    read = reader_of(locate(str(trained / "whole"), "checkpoint"))
-    with pytest.raises(StageError, match=r"does not fit the model: missing weight\.nowhere$"):
-        read("nowhere", torch.Size((1,)))
-    with pytest.raises(StageError, match=r"proj_out\.weight is \[64, 192\], not \[1\]$"):
-        read("proj_out.weight", torch.Size((1,)))
-
-
-def test_a_folder_that_lacks_a_weight_is_refused(
-    command: Command, trained: Path, tmp_path: Path
-) -> None:
-    typed = ["stage=export", f"checkpoint={trained / 'whole'}", "export.path=out"]
-    assert command(*typed, cwd=tmp_path).code == 0
-    read = reader_of(locate(str(tmp_path / "out"), "checkpoint"))
-    assert read("proj_out.weight", torch.Size((64, 192))).dtype is torch.float32
-    with pytest.raises(StageError, match=r"out does not fit the model: missing nowhere$"):
-        read("nowhere", torch.Size((1,)))
-
-
 def test_one_weight_at_a_time_is_read_and_gone_before_the_next(tmp_path: Path) -> None:
     """So memory follows the largest weight, whatever the model and the size of a file."""
-    import weakref
-
     alive: list[weakref.ref] = []
 
-    def read(name: str, shape: torch.Size) -> torch.Tensor:
-        assert [one for one in alive if one() is not None] == []
-        tensor = torch.full(shape, float(len(alive)))
-        alive.append(weakref.ref(tensor.untyped_storage()))
-        return tensor
+    class Watched(Source):
+        def read(self, name: str) -> torch.Tensor:
+            assert [one for one in alive if one() is not None] == []
+            tensor = torch.full((256, 256), float(len(alive)))
+            alive.append(weakref.ref(tensor.untyped_storage()))
+            return tensor
 
     shapes = {f"weight{number}": torch.Size((256, 256)) for number in range(20)}
-    for dtype in ExportDtype:
+    for dtype in (torch.float32, torch.bfloat16):
         alive.clear()
-        (tmp_path / dtype.name).mkdir()
-        written = write_weights(tmp_path / dtype.name, shapes, read, dtype, 10)
+        folder = tmp_path / str(dtype)
+        folder.mkdir()
+        names = write_diffusers(folder, Watched(folder), shapes, dict.fromkeys(shapes, dtype), 10)
         assert len(alive) == 20
-        found = read_tensors(tmp_path / dtype.name / written.files[0])
+        found = read_tensors(folder / names[0])
         assert [found[name].float().unique().tolist() for name in shapes] == [
             [float(number)] for number in range(20)
         ]

@@ -85,7 +85,7 @@ def test_weights_of_another_architecture_are_refused_with_the_numbers(
 ) -> None:
     typed = ["stage=post_train", *SMALL, f"data.path={small_samples / SAMPLES}"]
     refused = command(*typed, f"{key}={source}", "model.num_layers=3", cwd=tmp_path)
-    folder = runs.step_folder(source, 4) / "transformer"
+    folder = runs.step_folder(source, 4)
     assert (refused.code, refused.stderr) == (
         2,
         (
@@ -101,7 +101,9 @@ def test_a_path_that_is_nothing_is_refused_with_what_it_lacks(
     (tmp_path / "empty").mkdir()
     (tmp_path / "young" / "checkpoints").mkdir(parents=True)
     (tmp_path / "step_000002").mkdir()
-    neither = "is neither a run, a step of a run, nor a diffusers folder"
+    neither = (
+        "is neither a run, a step of a run, nor weights of diffusers, the original code or NeMo"
+    )
     young = "holds no complete checkpoint; train it further first"
     for path, what in (
         ("nowhere", "does not exist"),
@@ -122,7 +124,7 @@ def test_a_run_stands_for_its_newest_checkpoint(source: Path) -> None:
     found = locate(str(source), "checkpoint")
     assert found.checkpoint is not None
     assert found.checkpoint.step == 4
-    assert found.transformer == runs.step_folder(source, 4) / "transformer"
+    assert found.path == runs.step_folder(source, 4)
     assert str(found) == f"step 4 of {source}"
     folder = runs.step_folder(source, 2)
     assert str(locate(str(folder), "checkpoint")) == f"step 2 of {source}"

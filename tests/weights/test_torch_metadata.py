@@ -179,8 +179,7 @@ def test_a_distributed_checkpoint_is_refused_with_what_it_is(
     with pytest.raises(ConfigError) as caught:
         locate(str(tmp_path), key)
     assert str(caught.value) == (
-        f"{key}={tmp_path} is a torch distributed checkpoint with 2 tensors; "
-        f"export it to diffusers safetensors first, then name that folder"
+        f"{key}={tmp_path} is a torch distributed checkpoint with 2 tensors, but none of NeMo's"
     )
 
 
@@ -190,4 +189,4 @@ def test_the_command_line_says_what_a_distributed_checkpoint_is(
     save({"a": torch.zeros(2)}, tmp_path / "old")
     outcome = command("stage=generate", "checkpoint=old", cwd=tmp_path)
     assert (outcome.code, outcome.stderr.count("\n")) == (2, 1)
-    assert "checkpoint=old is a torch distributed checkpoint with 1 tensors;" in outcome.stderr
+    assert "checkpoint=old is a torch distributed checkpoint with 1 tensors, but" in outcome.stderr

@@ -19,8 +19,8 @@ import torch
 from cosmos_hydra import files
 from cosmos_hydra.config import SampleFormat
 from cosmos_hydra.data.clips import HELD_OUT, TRAIN
-from cosmos_hydra.data.pth import read_pth
 from cosmos_hydra.errors import StageError
+from cosmos_hydra.pth import read_pth
 from cosmos_hydra.reading import (
     SEAL,
     contained,

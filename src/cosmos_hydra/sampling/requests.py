@@ -13,8 +13,8 @@ from cosmos_hydra.config import Config
 from cosmos_hydra.errors import ConfigError
 from cosmos_hydra.job import Job
 from cosmos_hydra.overrides import as_typed
-from cosmos_hydra.weights import diffusers
 from cosmos_hydra.weights.locate import Located
+from cosmos_hydra.weights.open import check_architecture
 
 CLIP_KEYS = ("data.frames", "data.height", "data.width", "data.fps")
 # where weights lie may differ between machines; what they are is compared by hash
@@ -29,7 +29,7 @@ def adopt(config: Config, typed: set[str], weights: Located) -> Config:
     Raises: ConfigError when the user typed a model or clip that is not the checkpoint's.
     """
     if weights.checkpoint is None:
-        diffusers.check_config(weights.transformer, config.model, "checkpoint")
+        check_architecture(weights, config.model, "checkpoint")
         config.data.fps = config.data.fps or FOREIGN_FPS
         return config
     trained = schema.from_dict(weights.checkpoint.manifest["config"])
@@ -140,8 +140,7 @@ def plan_videos(
 
 def _command(config: Config, job: Job, weights: Located, facts: dict[str, Any], out: Path) -> str:
     """Return the command line that makes this one video again."""
-    folder = weights.checkpoint.folder if weights.checkpoint else weights.transformer
-    parts = ["cosmos-hydra", "stage=generate", f"checkpoint={folder}", f"generate.out={out}"]
+    parts = ["cosmos-hydra", "stage=generate", f"checkpoint={weights.path}", f"generate.out={out}"]
     if weights.checkpoint is None:
         # a foreign folder names no model: what was typed about it is part of the request
         keys = ((override.partition("=")[0], override) for override in job.overrides)

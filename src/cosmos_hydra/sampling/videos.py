@@ -6,6 +6,7 @@ the command that makes it again. A video whose JSON is there is not made twice.
 
 import gc
 import logging
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from cosmos_hydra.models.transformer import Denoiser, build_transformer
 from cosmos_hydra.sampling.memorisation import TrainingClips
 from cosmos_hydra.sampling.requests import Video
 from cosmos_hydra.tracking.pictures import contact_sheet, save_picture
+from cosmos_hydra.weights.compare import Difference, compare_all, comparison
 from cosmos_hydra.weights.load import load_weights
 from cosmos_hydra.weights.locate import Located
 
@@ -106,7 +108,9 @@ def _sample(
 ) -> None:
     precision = config.parallel.precision
     autocast = autocast_for(precision, device)
-    denoiser = _load_denoiser(config, weights, device, effective_precision(precision, device))
+    denoiser, difference = _load_denoiser(
+        config, weights, device, effective_precision(precision, device)
+    )
     trained = weights.checkpoint
     tokenizer = load_tokenizer(config.model, weights.tokenizer, device)
     training_clips = TrainingClips(trained, tokenizer, device) if trained else None
@@ -133,13 +137,14 @@ def _sample(
             write_mp4(mp4, frames_FHWC, request.fps)
             if training_clips:
                 training_clips.write_nearest(mp4, latent_CFHW)
-            sidecar = {**video.facts, "command": video.command}
+            compared = asdict(difference) if difference else None
+            sidecar = {**video.facts, "difference": compared, "command": video.command}
             files.write_json(out / f"{video.stem}.json", sidecar)
 
 
 def _load_denoiser(
     config: Config, weights: Located, device: torch.device, precision: Precision
-) -> Denoiser:
+) -> tuple[Denoiser, Difference | None]:
     transformer = build_transformer(config.model)
     set_attention(transformer, kernel_of(effective_attention(config, device)))
     load_weights(transformer, weights, elsewhere=config.model.weights.path)
@@ -148,7 +153,12 @@ def _load_denoiser(
             # position tables stay exact: small, and summed over three axes before normalising
             if name != "learnable_pos_embed":
                 part.to(torch.bfloat16)
-    return Denoiser(transformer).requires_grad_(False).eval().to(device)
+    denoiser = Denoiser(transformer).requires_grad_(False).eval()
+    parameters = dict(transformer.named_parameters())
+    shapes = {name: parameter.shape for name, parameter in parameters.items()}
+    found = comparison(weights, shapes, config.model.weights.path)
+    difference = compare_all(found, parameters.items()) if found else None
+    return denoiser.to(device), difference
 
 
 def _read(path: Path) -> np.ndarray:

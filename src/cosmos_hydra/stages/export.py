@@ -1,4 +1,4 @@
-"""export: the weights of a run as a diffusers folder, adapters merged."""
+"""export: weights of a run, adapters merged, or of any format, as another format."""
 
 import logging
 import shutil
@@ -7,26 +7,36 @@ from pathlib import Path
 import torch
 
 from cosmos_hydra import files
-from cosmos_hydra.config import Config
-from cosmos_hydra.engines.torch import state
+from cosmos_hydra.config import Config, ExportConfig, ExportDtype, ExportFormat
 from cosmos_hydra.errors import ConfigError
 from cosmos_hydra.job import Job, command_line
 from cosmos_hydra.models.lora import named_weights
 from cosmos_hydra.models.transformer import build_transformer
 from cosmos_hydra.sampling.requests import adopt
 from cosmos_hydra.weights import diffusers
-from cosmos_hydra.weights.card import model_card
-from cosmos_hydra.weights.export import write_weights
-from cosmos_hydra.weights.locate import locate
-from cosmos_hydra.weights.tensors import reader_of
+from cosmos_hydra.weights.card import Exported, model_card
+from cosmos_hydra.weights.compare import Compared, comparison
+from cosmos_hydra.weights.export import write_diffusers
+from cosmos_hydra.weights.locate import Located, locate
+from cosmos_hydra.weights.nemo_export import write_nemo
+from cosmos_hydra.weights.open import open_weights
+from cosmos_hydra.weights.original import write_original
+from cosmos_hydra.weights.source import Shapes, Source
 
+# what the card calls a format
+WHAT = {
+    ExportFormat.diffusers: "diffusers CosmosTransformer3DModel",
+    ExportFormat.original: "model.pt of NVIDIA's original code",
+    ExportFormat.nemo: "NeMo checkpoint (Megatron's zarr format)",
+}
 logger = logging.getLogger(__name__)
 
 
 def run(config: Config, job: Job) -> Path:
     """Write the folder and return its path.
 
-    Raises: ConfigError when it holds something already or there is nothing to export.
+    Raises: ConfigError when it holds something already or the weights are of another model;
+    StageError when they cannot be read or do not fit.
     """
     assert config.checkpoint is not None
     assert config.export.path is not None
@@ -34,35 +44,61 @@ def run(config: Config, job: Job) -> Path:
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ConfigError(f"export.path={out} is not empty; remove it, or choose another folder")
     weights = locate(config.checkpoint, "checkpoint")
-    found = weights.checkpoint
-    if found is None:
-        raise ConfigError(
-            f"checkpoint={config.checkpoint} is a diffusers folder already; name a run or a step"
-        )
-    trained = adopt(config, job.typed, weights)
+    adopted = adopt(config, job.typed, weights)
+    model = adopted.model
+    if export.format is ExportFormat.nemo and model.num_heads % export.tp:
+        raise ConfigError(f"export.tp={export.tp} does not divide {model.num_heads} heads")
     with torch.device("meta"):
-        transformer = build_transformer(trained.model)
-    parameters = dict(named_weights(transformer))
-    if found.peft is None:
-        state.check_fits({f"{state.WEIGHT}.{n}": p for n, p in parameters.items()}, found.state)
-    read = reader_of(weights, trained.model.weights.path)
-    shapes = {name: parameter.shape for name, parameter in parameters.items()}
-    logger.info(f"exporting {weights} in {export.dtype.name} into {out}")
+        transformer = build_transformer(model)
+    shapes = {name: parameter.shape for name, parameter in named_weights(transformer)}
+    source = open_weights(weights, shapes, model.weights.path)
+    dtypes = _dtypes(export.dtype, weights, source)
+    names = ", ".join(sorted({str(kind).removeprefix("torch.") for kind in dtypes.values()}))
+    logger.info(f"exporting {weights} as {export.format} in {names} into {out}")
+    found = comparison(weights, shapes, model.weights.path)
     with files.naming(out), files.new_folder(out) as folder:
-        written = write_weights(folder, shapes, read, export.dtype, export.shard_gb)
-        diffusers.write_config(trained.model, folder)
-        if found.tokenizer.is_file():
-            shutil.copyfile(found.tokenizer, folder / found.tokenizer.name)
-        card = model_card(found, weights.digest, export.dtype, written.size_bytes)
-        (folder / "README.md").write_text(card)
-    count = len(written.files)
-    merged = ", adapters merged" if found.peft else ""
+        count = len(_write(folder, Compared(source, dtypes, found), shapes, dtypes, export))
+        if export.format is ExportFormat.diffusers:
+            diffusers.write_config(model, folder)
+        if weights.tokenizer.is_file():
+            shutil.copyfile(weights.tokenizer, folder / weights.tokenizer.name)
+        size_bytes = sum(dtypes[name].itemsize * shape.numel() for name, shape in shapes.items())
+        difference = found.outcome if found else None
+        exported = Exported(WHAT[export.format], names, size_bytes, difference)
+        (folder / "README.md").write_text(model_card(weights, model, exported))
+    if found is not None:
+        found.report()
+    merged = ", adapters merged" if weights.checkpoint and weights.checkpoint.peft else ""
     logger.info(
-        f"exported: {out}, {written.size_bytes / 1e9:.3g} GB of {export.dtype.name} in {count} "
-        f"file{'s' * (count != 1)}{merged}"
+        f"exported: {out}, {size_bytes / 1e9:.3g} GB of {names} in {count} "
+        f"file{'s' * (count != 1)}{merged}; read from sha256 {weights.digest}"
     )
-    logger.info(f"next: {_next(trained, out)}")
+    logger.info(f"next: {_next(adopted, out)}")
     return out
+
+
+def _dtypes(asked: ExportDtype, weights: Located, source: Source) -> dict[str, torch.dtype]:
+    """Return the dtype of each written weight."""
+    if asked is ExportDtype.auto and weights.checkpoint is None:
+        return {name: entry.dtype for name, entry in source.entries.items()}
+    kind = torch.float32 if asked is ExportDtype.fp32 else torch.bfloat16
+    return dict.fromkeys(source.entries, kind)
+
+
+def _write(
+    folder: Path,
+    source: Source,
+    shapes: Shapes,
+    dtypes: dict[str, torch.dtype],
+    export: ExportConfig,
+) -> list[str]:
+    match export.format:
+        case ExportFormat.diffusers:
+            return write_diffusers(folder, source, shapes, dtypes, export.shard_gb)
+        case ExportFormat.original:
+            return write_original(folder, source, shapes, dtypes)
+        case ExportFormat.nemo:
+            return write_nemo(folder, source, shapes, dtypes, export.tp)
 
 
 def _next(config: Config, out: Path) -> str:

@@ -13,8 +13,7 @@ def base_facts(weights: Located | None, seed: int) -> dict[str, Any]:
     """Return what a manifest says of the weights that a run begins with; None = random ones."""
     if weights is None:
         return {"seed": seed}
-    folder = weights.checkpoint.folder if weights.checkpoint else weights.transformer
-    facts: dict[str, Any] = {"path": str(folder.resolve()), "sha256": weights.digest}
+    facts: dict[str, Any] = {"path": str(weights.path.resolve()), "sha256": weights.digest}
     if weights.checkpoint is not None:
         facts["base"] = weights.checkpoint.manifest.get("base")
     return facts

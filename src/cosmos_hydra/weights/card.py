@@ -4,12 +4,14 @@ It names no folder of this machine beyond its last part, since cards get publish
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
 from cosmos_hydra import config as schema
-from cosmos_hydra.config import Config, ExportDtype, PeftKind
-from cosmos_hydra.engines.torch.checkpoint import Checkpoint
+from cosmos_hydra.config import Config, ModelConfig, PeftKind
+from cosmos_hydra.weights.compare import Difference
+from cosmos_hydra.weights.locate import Located
 
 LICENSE = "NVIDIA Open Model License"
 LICENSE_LINK = (
@@ -21,28 +23,52 @@ license_link: {LICENSE_LINK}
 """
 
 
-def model_card(found: Checkpoint, digest: str, dtype: ExportDtype, size_bytes: int) -> str:
-    """Return README.md of exported weights; `digest` is of the checkpoint they come from."""
+@dataclass(frozen=True)
+class Exported:
+    """What was written: its format in words, dtypes, bytes, and how it compares with the base."""
+
+    what: str
+    dtypes: str
+    size_bytes: int
+    difference: Difference | None = None
+
+
+def model_card(weights: Located, model: ModelConfig, exported: Exported) -> str:
+    """Return README.md of exported weights."""
+    found = weights.checkpoint
+    facts = [
+        f"architecture: {exported.what}, `model={model.name}`",
+        f"weights: {exported.dtypes}, {exported.size_bytes / 1e9:.3g} GB",
+    ]
+    if found is None:
+        facts.append(
+            f"converted from: {weights.format.value} `{weights.path.name}` "
+            f"(sha256 {weights.digest}); every number as it is there, but for the dtype"
+        )
+        return "\n".join([*_head(model.name, True), _listed(facts), *_licence(True)])
     config = schema.from_dict(found.manifest["config"])
     began = list(_lineage(found.manifest.get("base")))
     is_derived = bool(began) and not began[-1].startswith("random")
-    facts = [
-        f"architecture: diffusers CosmosTransformer3DModel, `model={config.model.name}`",
-        f"weights: {dtype.name}, {size_bytes / 1e9:.3g} GB, step {found.step} (sha256 {digest})",
-        *(f"began with: {line}" for line in began or ["weights that the checkpoint does not name"]),
-        f"data: `{config.data.name}`, manifest hash {found.manifest['data']}",
-    ]
-    parts = [
+    facts[1] += f", step {found.step} (sha256 {weights.digest})"
+    facts += [f"began with: {line}" for line in began or ["weights the checkpoint does not name"]]
+    if exported.difference is not None:
+        facts.append(
+            f"{exported.difference.differing} of {exported.difference.compared} tensors differ "
+            f"from what it began with"
+        )
+    facts.append(f"data: `{config.data.name}`, manifest hash {found.manifest['data']}")
+    training = ["## Training\n", _listed(_numbers(config))]
+    return "\n".join(
+        [*_head(config.name, is_derived), _listed(facts), *training, *_licence(is_derived)]
+    )
+
+
+def _head(name: str, is_derived: bool) -> list[str]:
+    return [
         f"---\n{OTHER_LICENSE if is_derived else ''}library_name: diffusers\n---\n",
-        f"# {config.name}\n",
+        f"# {name}\n",
         "A video diffusion transformer, exported by cosmos-hydra.\n",
-        _listed(facts),
-        "## Training\n",
-        _listed(_numbers(config)),
-        "## Licence\n",
-        _licence(is_derived),
     ]
-    return "\n".join(parts)
 
 
 def _lineage(base: dict[str, Any] | None) -> Iterator[str]:
@@ -70,13 +96,14 @@ def _numbers(config: Config) -> Iterator[str]:
         yield f"LoRA: rank {peft.rank}, alpha {peft.alpha:g}, on {targets}; merged here"
 
 
-def _licence(is_derived: bool) -> str:
+def _licence(is_derived: bool) -> list[str]:
+    text = "Trained from random weights: the choice of whoever trained them.\n"
     if is_derived:
-        return (
+        text = (
             f"Where the weights it began with are NVIDIA's released Cosmos weights, these are a "
             f"derivative model under the [{LICENSE}]({LICENSE_LINK}).\n"
         )
-    return "Trained from random weights: the choice of whoever trained them.\n"
+    return ["## Licence\n", text]
 
 
 def _listed(items: Any) -> str:

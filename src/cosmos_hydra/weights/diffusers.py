@@ -5,23 +5,30 @@ concat_padding_mask true, so that diffusers loads the folder as it is.
 """
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from torch import nn
 
 from cosmos_hydra import files
 from cosmos_hydra.config import ModelConfig
-from cosmos_hydra.engines.torch.state import fill_part
-from cosmos_hydra.errors import ConfigError, StageError
-from cosmos_hydra.models.lora import named_weights
+from cosmos_hydra.errors import StageError
 from cosmos_hydra.models.size import input_channels
-from cosmos_hydra.reading import listed, open_tensors, plain_name, read_json, shown
+from cosmos_hydra.reading import open_tensors, plain_name, read_json, shown
+from cosmos_hydra.weights.source import Entry, Source, WholeTensor
 
 CLASS_NAME = "CosmosTransformer3DModel"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-FLOATS = {"F64", "F32", "F16", "BF16"}
+# of safetensors; what is not here is no floating type
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
 
 
 def config_of(model: ModelConfig) -> dict[str, Any]:
@@ -50,25 +57,6 @@ def is_transformer(folder: Path) -> bool:
         return read_json(folder / "config.json").get("_class_name") == CLASS_NAME
     except (OSError, ValueError):
         return False
-
-
-def check_config(folder: Path, model: ModelConfig, key: str) -> None:
-    """Refuse a folder whose architecture is not the configured one.
-
-    Raises: ConfigError listing every number that differs.
-    """
-    found = read_json(folder / "config.json")
-    wanted = config_of(model)
-    differing = [
-        f"{name} {shown(found[name])} (model={model.name} has {wanted[name]})"
-        for name in wanted
-        if name in found and found[name] != wanted[name]
-    ]
-    if differing:
-        raise ConfigError(
-            f"{key}={folder} is another architecture: {', '.join(differing)}; "
-            f"choose the model= it belongs to, or other weights"
-        )
 
 
 def write_config(model: ModelConfig, folder: Path) -> None:
@@ -104,36 +92,30 @@ def weight_files(folder: Path, name: str = WEIGHTS) -> list[Path]:
     return [folder / name]
 
 
-def load_transformer(transformer: nn.Module, folder: Path) -> str:
-    """Copy weights into a transformer, strictly, and return the sha256 over the files read.
+class Folder(Source):
+    """A folder in diffusers' layout."""
 
-    Raises: StageError listing every missing, unexpected and misshapen key.
-    """
-    paths = weight_files(folder)
-    parameters = dict(named_weights(transformer))
-    missing, problems = set(parameters), []
-    for path in paths:
-        try:
-            with open_tensors(path) as file:
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.files: dict[str, Any] = {}
+        self.open = ExitStack()
+        for path in weight_files(folder):
+            try:
+                file = self.open.enter_context(open_tensors(path))
                 for name in file.keys():  # noqa: SIM118 (not a dict)
-                    if name not in missing:
-                        known = "in two files" if name in parameters else "unexpected"
-                        problems.append(f"{known} {shown(name)}")
-                        continue
-                    missing.discard(name)
-                    tensor, wanted = file.get_slice(name), list(parameters[name].shape)
-                    if tensor.get_dtype() not in FLOATS:
-                        problems.append(f"{name} is {tensor.get_dtype()}, not a floating type")
-                    elif tensor.get_shape() != wanted:
-                        problems.append(f"{name} is {tensor.get_shape()}, not {wanted}")
-                    else:
-                        fill_part(parameters[name], tensor)
-        except (OSError, ValueError) as error:  # also when the file is cut short
-            raise StageError(f"{path} cannot be read ({error})") from error
-    problems += [f"missing {name}" for name in sorted(missing)]
-    if problems:
-        raise StageError(f"{folder} does not fit the model: {listed(problems)}")
-    return weights_hash(folder)
+                    if name in self.files:
+                        self.problems.append(f"in two files {shown(name)}")
+                    tensor, self.files[name] = file.get_slice(name), file
+                    kind = tensor.get_dtype()
+                    if kind not in DTYPES:
+                        self.problems.append(f"{shown(name)} is {kind}, not a floating type")
+                    shape = tuple(tensor.get_shape())
+                    self.entries[name] = Entry(shape, DTYPES.get(kind, torch.float32), name)
+            except (OSError, ValueError) as error:  # also when the file is cut short
+                raise StageError(f"{path} cannot be read ({shown(error)})") from error
+
+    def get(self, name: str) -> WholeTensor:
+        return self.files[name].get_slice(name)
 
 
 def weights_hash(folder: Path) -> str:

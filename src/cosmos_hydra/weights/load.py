@@ -5,9 +5,8 @@ from torch import nn
 
 from cosmos_hydra.engines.torch import state
 from cosmos_hydra.models.lora import named_weights
-from cosmos_hydra.weights import diffusers
 from cosmos_hydra.weights.locate import Located
-from cosmos_hydra.weights.tensors import reader_of
+from cosmos_hydra.weights.open import open_weights
 
 
 def load_weights(
@@ -22,10 +21,12 @@ def load_weights(
     Adapters of the transformer itself stay as they are.
     Raises: StageError listing every missing, unexpected and misshapen key.
     """
-    if weights.checkpoint is None:
-        diffusers.load_transformer(transformer, weights.transformer)
-    elif weights.checkpoint.peft is None:
+    found = weights.checkpoint
+    if found is not None and found.peft is None:
+        # every rank reads its parts, of all tensors at once
         table = {f"{state.WEIGHT}.{name}": p.detach() for name, p in named_weights(transformer)}
-        state.read_into(table, weights.checkpoint.state, group)
-    else:
-        state.fill_shards(transformer, reader_of(weights, elsewhere))
+        state.read_into(table, found.state, group)
+        return
+    shapes = {name: parameter.shape for name, parameter in named_weights(transformer)}
+    source = open_weights(weights, shapes, elsewhere)
+    state.fill_shards(transformer, lambda name, _: source.get(name))

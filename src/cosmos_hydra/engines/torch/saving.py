@@ -21,7 +21,7 @@ from cosmos_hydra.errors import STORAGE, StageError, storage_errno
 from cosmos_hydra.models import lora
 from cosmos_hydra.reading import sealed
 from cosmos_hydra.weights import diffusers
-from cosmos_hydra.weights.tensors import adapters_in
+from cosmos_hydra.weights.trained import adapters_in
 
 
 class Saver:

@@ -22,10 +22,10 @@ from cosmos_hydra.engines.torch.mesh import Ranks
 from cosmos_hydra.errors import ConfigError, CosmosError
 from cosmos_hydra.models.lora import initial_adapter, named_adapters
 from cosmos_hydra.models.transformer import initial
-from cosmos_hydra.weights import diffusers
 from cosmos_hydra.weights.base import base_facts, base_of
 from cosmos_hydra.weights.load import load_weights
 from cosmos_hydra.weights.locate import Located, locate
+from cosmos_hydra.weights.open import check_architecture
 
 # what says where a model lies
 FOUND_BY = ("path", "repo", "revision")
@@ -123,7 +123,7 @@ def plan_start(config: Config, run: Path, store: SampleStore) -> Start:
         return Start(base_facts(None, config.seed))
     key, path = given
     weights = locate(path, key)
-    diffusers.check_config(weights.transformer, config.model, key)
+    check_architecture(weights, config.model, key)
     return Start(base_facts(weights, config.seed), weights=weights)
 
 

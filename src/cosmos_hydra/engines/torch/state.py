@@ -8,14 +8,15 @@ ranks of another mesh, or one process alone, read what they need. Keys: `weight.
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
-from torch.distributed.checkpoint import CheckpointException
+from torch.distributed.checkpoint import CheckpointException, LoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
@@ -34,17 +35,12 @@ from cosmos_hydra.engines.torch.small_moments import (
 from cosmos_hydra.errors import StageError
 from cosmos_hydra.models.lora import named_adapters, named_weights
 from cosmos_hydra.reading import listed, shown
+from cosmos_hydra.weights.source import WholeTensor
 from cosmos_hydra.weights.torch_metadata import StoredFolder, read_metadata
 
 Table = dict[str, torch.Tensor]
 WEIGHT = "weight"
 KINDS = (WEIGHT, *MOMENTS, "step")
-
-
-class WholeTensor(Protocol):
-    """A tensor, or one in a file, of which a slice can be had."""
-
-    def __getitem__(self, slices: tuple[slice, ...]) -> torch.Tensor: ...
 
 
 def table_of(module: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> Table:
@@ -129,14 +125,36 @@ def check_fits(table: Table, folder: Path) -> None:
         raise StageError(f"checkpoint {folder.parent} does not fit the model: {listed(problems)}")
 
 
-def fetch(table: Table, reader: FileSystemReader, group: dist.ProcessGroup | None) -> None:
+class CachedReader(FileSystemReader):
+    """Read `.metadata` once, and not again for every tensor."""
+
+    @cached_property
+    def _metadata(self) -> Any:
+        return super().read_metadata()
+
+    def read_metadata(self, *arguments: Any, **options: Any) -> Any:
+        return self._metadata
+
+
+def fetch(
+    table: Table,
+    reader: FileSystemReader,
+    group: dist.ProcessGroup | None,
+    planner: LoadPlanner | None = None,
+) -> None:
     """Fill tensors from a folder whose `.metadata` was looked at.
 
     Raises: StageError when it cannot be read.
     """
     try:
         with _quiet():
-            dcp.load(table, storage_reader=reader, process_group=group, no_dist=group is None)
+            dcp.load(
+                table,
+                storage_reader=reader,
+                planner=planner,
+                process_group=group,
+                no_dist=group is None,
+            )
     except CheckpointException as error:
         folder = Path(reader.path).parent
         raise StageError(f"checkpoint {folder} cannot be read ({_reason(error)})") from error
