@@ -2,7 +2,6 @@
 
 Names and joints are spelled out again from the published layouts; zarr is written and read by
 TensorStore, the distributed format by torch with a chunk a layer, as Megatron does.
-Legend: D model width, K head dim, I inputs.
 """
 
 import io
@@ -34,7 +33,7 @@ MODEL = (
     "model.text_dim=32",
     "model.max_size=[4,16,16]",
 )
-HEADS, K, LAYERS = 8, 24, 2
+HEADS, LAYERS = 8, 2
 
 
 def random_weights(model: ModelConfig, seed: int = 0) -> Weights:
@@ -46,7 +45,11 @@ def random_weights(model: ModelConfig, seed: int = 0) -> Weights:
     return {n: t if "pos_emb" in n else t.bfloat16() for n, t in weights.items()}
 
 
-def original_weights(weights: Weights, layers: int = LAYERS) -> Weights:
+def layers_of(weights: Weights) -> int:
+    return sum(name.endswith(".attn1.norm_q.weight") for name in weights)
+
+
+def original_weights(weights: Weights) -> Weights:
     """Return weights under the names of the original code, without its prefix."""
     found = {
         "x_embedder.proj.1.weight": weights["patch_embed.proj.weight"],
@@ -60,7 +63,7 @@ def original_weights(weights: Weights, layers: int = LAYERS) -> Weights:
     for axis in "thw":
         name = f"pos_emb_{axis}"
         found[f"extra_pos_embedder.{name}"] = weights[f"learnable_pos_embed.{name}"]
-    for number in range(layers):
+    for number in range(layers_of(weights)):
         theirs, ours = f"blocks.block{number}.blocks", f"transformer_blocks.{number}"
         for index, attention in enumerate(("attn1", "attn2")):
             for letter in "qk":
@@ -83,7 +86,7 @@ def original_weights(weights: Weights, layers: int = LAYERS) -> Weights:
 
 
 def alternating(heads: int, *projections: torch.Tensor) -> torch.Tensor:
-    """Return K rows of each projection in turn, a head after the other."""
+    """Return the rows of each projection in turn, a head after the other."""
     width = projections[0].shape[0] // heads
     rows = [
         projection[head * width : (head + 1) * width]
@@ -93,12 +96,14 @@ def alternating(heads: int, *projections: torch.Tensor) -> torch.Tensor:
     return torch.cat(rows)
 
 
-def nemo_weights(weights: Weights, heads: int = HEADS, layers: int = LAYERS) -> Weights:
+def nemo_weights(weights: Weights) -> Weights:
     """Return weights as NeMo keeps them, the layers stacked."""
-    original = original_weights(weights, layers)
+    original = original_weights(weights)
+    block = "transformer_blocks.0.attn1"
+    heads = len(weights[f"{block}.to_q.weight"]) // len(weights[f"{block}.norm_q.weight"])
     found = {f"module.{name}": tensor for name, tensor in original.items() if "blocks." not in name}
     stacks: dict[str, list[torch.Tensor]] = {}
-    for number in range(layers):
+    for number in range(layers_of(weights)):
         part = [f"blocks.block{number}.blocks.{index}" for index in (0, 1, 2)]
         own, cross = (
             {

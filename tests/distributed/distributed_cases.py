@@ -16,7 +16,7 @@ from cosmos_hydra.engines.torch.small_moments import MOMENTS
 from cosmos_hydra.engines.torch.trainer import Trainer
 from cosmos_hydra.job import Job
 from cosmos_hydra.stages.post_train import run as run_post_train
-from cosmos_hydra.weights import diffusers
+from cosmos_hydra.weights.source import WholeTensor
 
 CPU = torch.device("cpu")
 
@@ -56,7 +56,7 @@ def count_held(samples: Path, overrides: tuple[str, ...], out: Path) -> None:
     read = []
 
     class Counted:
-        def __init__(self, source: state.WholeTensor) -> None:
+        def __init__(self, source: WholeTensor) -> None:
             self.source = source
 
         def __getitem__(self, slices: tuple[slice, ...]) -> torch.Tensor:
@@ -64,7 +64,8 @@ def count_held(samples: Path, overrides: tuple[str, ...], out: Path) -> None:
             read.append(part.numel())
             return part
 
-    diffusers.fill_part = lambda parameter, source: state.fill_part(parameter, Counted(source))
+    fill_part = state.fill_part
+    state.fill_part = lambda parameter, source: fill_part(parameter, Counted(source))
     config = small_config(samples, *overrides)
     trainer = Trainer(config, out, open_store(config.data.path), join(config, CPU))
     parameters = list(trainer.transformer.parameters())

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from foreign_weights import write_original, write_torch_dist, write_zarr
 from small_runs import initialised, small_config
 from tiny_folders import T5_DIM, write_tiny_cosmos, write_tiny_t5
 
@@ -41,6 +42,7 @@ from cosmos_hydra.weights.open import check_architecture
 from cosmos_hydra.weights.torch_metadata import read_metadata
 
 CPU = torch.device("cpu")
+NEMO_KEY = "module.decoder.layers.mlp.linear_fc1.weight"
 SMALL_MODEL = ("model.num_heads=2", "model.head_dim=24", "model.adaln_lora_dim=8")
 STEP = "run/checkpoints/step_000004"
 SAMPLES = (("samples", SampleFormat.safetensors), ("nemo", SampleFormat.nemo))
@@ -87,6 +89,10 @@ def write_all(root: Path) -> None:
     config = small_config(root, *SMALL_MODEL)
     transformer = initialised(config.model, 0)
     diffusers.save_transformer(transformer, config.model, root / "diffusers")
+    weights = dict(transformer.state_dict())
+    write_original(root / "original" / "model.pt", weights)
+    write_zarr(root / "zarr", weights)
+    write_torch_dist(root / "torch_dist", weights)
     for step in (2, 4):
         write_step(root / "run", step, transformer, config)
     blocks = torch.nn.functional.interpolate(torch.rand(2, 3, 2, 3, 4), size=(9, 32, 32))
@@ -166,11 +172,18 @@ def _resume(root: Path) -> None:
     ToyTokenizer.load(found.tokenizer)
 
 
-def _weights(root: Path) -> None:
+def _foreign(folder: str) -> Callable[[Path], object]:
+    return lambda root: _load(root, folder)
+
+
+def _load(root: Path, folder: str) -> None:
     config = small_config(root, *SMALL_MODEL)
-    found = locate(str(root / "diffusers"), "resume.path")
+    found = locate(str(root / folder), "resume.path")
     check_architecture(found, config.model, "resume.path")
     load_weights(build_transformer(config.model), found)
+
+
+_weights = _foreign("diffusers")
 
 
 def _t5(root: Path) -> None:
@@ -214,5 +227,10 @@ PLACES = {
     "vae config": Place("vae/config.json", _vae),
     "vae weights": Place(f"vae/{diffusers.WEIGHTS}", _vae),
     "vae index": Place(f"vae/{diffusers.WEIGHTS}.index.json", _vae),
+    "original": Place("original/model.pt", _foreign("original")),
+    "zarr header": Place(f"zarr/{NEMO_KEY}/.zarray", _foreign("zarr")),
+    "zarr chunk": Place(f"zarr/{NEMO_KEY}/1.0.0", _foreign("zarr")),
+    "torch_dist metadata": Place("torch_dist/.metadata", _foreign("torch_dist")),
+    "torch_dist tensors": Place("torch_dist/__0_0.distcp", _foreign("torch_dist")),
     "dcp metadata": Place("dcp/.metadata", lambda root: read_metadata(root / "dcp")),
 }

@@ -162,8 +162,12 @@ def test_a_pickled_checkpoint_is_not_even_opened(
 ) -> None:
     pickled("os.system")(tmp_path / name, canary)
     outcome = command("stage=generate", f"checkpoint={name}", cwd=tmp_path)
-    assert outcome.code == 2
-    assert outcome.stderr == (
-        f"cosmos-hydra: checkpoint={name} is neither a run, a step of a run, "
-        f"nor a diffusers folder\n"
-    )
+    if name.endswith(".pt"):
+        message = f"{name} cannot be read (File is not a zip file)"
+    else:
+        message = (
+            f"checkpoint={name} is neither a run, a step of a run, nor weights of diffusers, "
+            f"the original code or NeMo"
+        )
+    assert outcome.stderr == f"cosmos-hydra: {message}\n"
+    assert outcome.code == 1 + (not name.endswith(".pt"))

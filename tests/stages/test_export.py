@@ -112,6 +112,24 @@ def test_bf16_is_the_default_and_rounds(command: Command, trained: Path, tmp_pat
     assert_same_tensors(found, {name: tensor.bfloat16() for name, tensor in wanted.items()})
 
 
+@pytest.mark.parametrize("target", ["original", "nemo"])
+def test_a_foreign_format_makes_the_same_video(
+    command: Command, trained: Path, tmp_path: Path, target: str
+) -> None:
+    typed = ["stage=export", f"checkpoint={trained / 'tuned'}", "export.dtype=fp32"]
+    small = ("model.num_layers=2", "model.text_tokens=16", "generate.steps=1")
+    made = []
+    for name in ("diffusers", target):
+        asked = (f"export.format={name}", f"export.path={name}")
+        done = command(*typed, *asked, cwd=tmp_path)
+        assert (done.code, done.stderr) == (0, "")
+        printed = done.stdout.splitlines()[-1].removeprefix("next: ")
+        assert command(*shlex.split(printed)[1:], *small, cwd=tmp_path).code == 0
+        (video,) = (tmp_path / f"{name}-videos").glob("*_??????.mp4")
+        made.append(video.read_bytes())
+    assert made[0] == made[1]
+
+
 def test_the_printed_command_makes_a_video_and_nothing_else_is_left(
     command: Command, trained: Path, tmp_path: Path
 ) -> None:

@@ -1,26 +1,33 @@
 """Where a run's first weights come from: a run, a step, a diffusers folder, or nothing."""
 
+import json
 from pathlib import Path
 
 import pytest
 from conftest import SMALL, Command
-from small_runs import SAMPLES, export, rows_of, small_config, state_of, train, trainer_of
+from small_runs import SAMPLES, rows_of, small_config, state_of, train, trainer_of
 
 from cosmos_hydra import runs
 from cosmos_hydra.engines.torch.trainer import Trainer
 from cosmos_hydra.errors import ConfigError
+from cosmos_hydra.job import Job
+from cosmos_hydra.runs import MANIFEST
+from cosmos_hydra.stages.export import run as stage_export
 from cosmos_hydra.weights.locate import locate
 
 
 @pytest.fixture(scope="module")
 def source(small_samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a run with checkpoints at steps 2 and 4, and in `exported` the weights of step 2.
+    """Return a run with checkpoints at steps 2 and 4, and the weights of step 2 as other formats.
 
     Do not write into it.
     """
     run = tmp_path_factory.mktemp("source")
     train(small_config(small_samples), run)
-    export(runs.step_folder(run, 2), run / "exported")
+    given = f"checkpoint={runs.step_folder(run, 2)}"
+    for name in ("diffusers", "original", "nemo"):
+        typed = ("stage=export", given, f"export.format={name}", f"export.path={run / name}")
+        stage_export(small_config(small_samples, *typed, "export.dtype=fp32"), Job(run, typed))
     return run
 
 
@@ -36,7 +43,10 @@ def assert_weights_of(trainer: Trainer, run: Path, step: int) -> None:
     [
         ("", 4),
         ("checkpoints/step_000002", 2),
-        ("exported", 2),
+        ("diffusers", 2),
+        ("original", 2),
+        ("original/model.pt", 2),
+        ("nemo", 2),
     ],
 )
 def test_a_new_run_starts_bitwise_from_given_weights_at_step_0(
@@ -54,7 +64,7 @@ def test_a_folder_whose_transformer_lies_one_below_is_a_diffusers_folder(
 ) -> None:
     release = tmp_path / "release"
     release.mkdir()
-    (release / "transformer").symlink_to(source / "exported")
+    (release / "transformer").symlink_to(source / "diffusers")
     trainer = trainer_of(small_config(small_samples, f"resume.path={release}"), tmp_path / "run")
     assert_weights_of(trainer, source, 2)
 
@@ -72,11 +82,21 @@ def test_the_own_checkpoint_goes_before_the_given_weights(
 def test_a_run_from_given_weights_counts_its_own_steps(
     command: Command, small_samples: Path, source: Path, tmp_path: Path
 ) -> None:
-    typed = ["stage=post_train", *SMALL, f"data.path={small_samples / SAMPLES}", "name=next"]
-    outcome = command(*typed, f"resume.path={source}", "trainer.max_steps=1", cwd=tmp_path)
-    assert outcome.code == 0
-    assert f"starting from step 4 of {source} (sha256 " in outcome.stdout
-    assert [row["step"] for row in rows_of(tmp_path / "runs" / "next")] == [0, 1, 1]
+    typed = ["stage=post_train", *SMALL, f"data.path={small_samples / SAMPLES}"]
+    for name, path, what in (
+        ("next", source, f"step 4 of {source}"),
+        ("other", source / "nemo", f"NeMo checkpoint (zarr) {source / 'nemo'}"),
+    ):
+        given = (f"name={name}", f"resume.path={path}", "trainer.max_steps=1")
+        outcome = command(*typed, *given, cwd=tmp_path)
+        assert outcome.code == 0
+        digest = locate(str(path), "resume.path").digest
+        assert f"starting from {what} (sha256 {digest[:12]})" in outcome.stdout
+        assert [row["step"] for row in rows_of(tmp_path / "runs" / name)] == [0, 1, 1]
+        manifest = json.loads(
+            (runs.step_folder(tmp_path / "runs" / name, 1) / MANIFEST).read_text()
+        )
+        assert manifest["base"]["sha256"] == digest
 
 
 @pytest.mark.parametrize("key", ["resume.path", "model.weights.path"])
@@ -128,6 +148,6 @@ def test_a_run_stands_for_its_newest_checkpoint(source: Path) -> None:
     assert str(found) == f"step 4 of {source}"
     folder = runs.step_folder(source, 2)
     assert str(locate(str(folder), "checkpoint")) == f"step 2 of {source}"
-    foreign = locate(str(source / "exported"), "checkpoint")
+    foreign = locate(str(source / "diffusers"), "checkpoint")
     assert foreign.checkpoint is None
     assert str(foreign) == f"diffusers folder {source / 'exported'}"
