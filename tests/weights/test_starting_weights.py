@@ -93,9 +93,8 @@ def test_a_run_from_given_weights_counts_its_own_steps(
         digest = locate(str(path), "resume.path").digest
         assert f"starting from {what} (sha256 {digest[:12]})" in outcome.stdout
         assert [row["step"] for row in rows_of(tmp_path / "runs" / name)] == [0, 1, 1]
-        manifest = json.loads(
-            (runs.step_folder(tmp_path / "runs" / name, 1) / MANIFEST).read_text()
-        )
+        folder = runs.step_folder(tmp_path / "runs" / name, 1)
+        manifest = json.loads((folder / MANIFEST).read_text())
         assert manifest["base"]["sha256"] == digest
 
 
@@ -150,4 +149,4 @@ def test_a_run_stands_for_its_newest_checkpoint(source: Path) -> None:
     assert str(locate(str(folder), "checkpoint")) == f"step 2 of {source}"
     foreign = locate(str(source / "diffusers"), "checkpoint")
     assert foreign.checkpoint is None
-    assert str(foreign) == f"diffusers folder {source / 'exported'}"
+    assert str(foreign) == f"diffusers folder {source / 'diffusers'}"
