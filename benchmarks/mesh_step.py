@@ -138,7 +138,7 @@ def main() -> None:
         "typed": " ".join(typed.overrides),
     }
     if ranks.is_first:
-        print(json.dumps(row), flush=True)  # noqa: T201 (its purpose)
+        print(json.dumps(row), flush=True)
     if dist.is_initialized():
         dist.destroy_process_group()
 

@@ -35,6 +35,7 @@ def plain(text: str) -> list[str]:
     assert not CONTROL.search(text)
     text = SPANS.sub(r"N\1", text)
     text = re.sub(r"(loss|gaussian|linear|->|lr|val) \d+\.\d+", r"\1 N.N", text)
+    text = re.sub(r"sha256 \w+", "sha256 HASH", text)
     return re.sub(r"_\w{6}\.mp4", "_HASH.mp4", text).splitlines()
 
 
@@ -69,8 +70,8 @@ def test_every_stage_says_what_it_does_first_and_what_to_do_next_last(
         "report: runs/my run/report.html",
         "== generate ==",
         (
-            "generating with step 4 of runs/my run on cpu: 1 video of 9 frames at 48x64, "
-            "2 steps each, into runs/my run/videos"
+            "generating with step 4 of runs/my run (sha256 HASH) on cpu: "
+            "1 video of 9 frames at 48x64, 2 steps each, into runs/my run/videos"
         ),
         "generate 2/2 steps in N s",
         "video: runs/my run/videos/red_seed1_HASH.mp4",

@@ -166,6 +166,7 @@ def test_the_card_says_what_it_began_with_and_names_no_folder_above(
     for line in (
         f"- began with: `step_000002` (sha256 {base.digest})",
         "- began with: random weights of seed 0",
+        "- 20 of 50 tensors differ from what it began with",
         f"- data: `synthetic`, manifest hash {manifest['data']}",
         "- steps: 2 of 2 clips, seed 0",
         f"- LoRA: rank 4, alpha 8, on {targets}; merged here",
@@ -184,6 +185,47 @@ def test_the_card_says_what_it_began_with_and_names_no_folder_above(
     assert f"- began with: `out` (sha256 {digest})" in card.splitlines()
     assert "license_name: nvidia-open-model-license" in card.splitlines()
     assert "derivative model under the [NVIDIA Open Model License]" in card
+
+
+def test_generate_says_and_records_how_many_weights_differ(
+    command: Command, trained: Path, tmp_path: Path
+) -> None:
+    typed = ["stage=generate", f"checkpoint={trained / 'tuned'}", "generate.out=out"]
+    done = command(*typed, "generate.steps=1", "generate.max_captions=1", cwd=tmp_path)
+    base = f"step 2 of {trained / 'whole'}"
+    assert f"weights: 20 of 50 tensors differ from {base}\n" in done.stdout
+    (sidecar,) = (tmp_path / "out").glob("*_??????.json")
+    difference = json.loads(sidecar.read_text())["difference"]
+    assert difference == {"base": base, "differing": 20, "compared": 50}
+
+
+def test_weights_in_which_nothing_changed_are_a_warning(
+    command: Command, small_samples: Path, trained: Path, tmp_path: Path
+) -> None:
+    quick = ("trainer.max_steps=1", "trainer.validate_every=0")
+    given = f"resume.path={trained / 'whole'}"
+    # too little for float32
+    train(small_config(small_samples, *quick, *LORA, given, "optim.lr=1e-30"), tmp_path / "run")
+    done = command("stage=export", "checkpoint=run", "export.path=out", cwd=tmp_path)
+    assert (
+        f"weights: 0 of 50 tensors differ from step 2 of {trained / 'whole'}: training changed "
+        f"nothing that is left here\n"
+    ) in done.stdout
+
+
+def test_weights_that_are_gone_are_not_compared_with(
+    command: Command, small_samples: Path, trained: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(trained / "whole", tmp_path / "base")
+    quick = ("trainer.max_steps=1", "trainer.validate_every=0", f"resume.path={tmp_path / 'base'}")
+    train(small_config(small_samples, *quick), tmp_path / "run")
+    shutil.rmtree(tmp_path / "base")
+    done = command("stage=export", "checkpoint=run", "export.path=out", cwd=tmp_path)
+    assert done.code == 0
+    step = runs.step_folder(tmp_path / "base", 2)
+    assert (
+        f"not compared with what the run began with: {step} is gone or has changed\n" in done.stdout
+    )
 
 
 def test_what_cannot_be_exported_is_one_line(

@@ -40,7 +40,8 @@ def run(config: Config, job: Job) -> list[Path]:
     videos = plan_videos(config, job, prompts, weights, common, out)
     data, count = config.data, len(videos)
     logger.info(
-        f"generating with {weights} on {device}: {count} video{'s' * (count != 1)} of "
+        f"generating with {weights} (sha256 {weights.digest[:12]}) on {device}: "
+        f"{count} video{'s' * (count != 1)} of "
         f"{data.frames} frames at {data.height}x{data.width}, {config.generate.steps} steps each, "
         f"into {out}"
     )

@@ -52,14 +52,15 @@ def comparison(weights: Located, shapes: Shapes, elsewhere: str | None) -> Compa
 
     Without a word for foreign weights and for runs from random ones; with one when they are gone.
     """
-    if weights.checkpoint is None or "path" not in (weights.checkpoint.manifest["base"] or {}):
+    path = (weights.checkpoint.manifest["base"] or {}).get("path") if weights.checkpoint else None
+    if weights.checkpoint is None or path is None:
         return None
     try:
         base = base_of(weights.checkpoint, elsewhere)
         assert isinstance(base, Located)
         return Comparison(base, open_weights(base, shapes))
-    except StageError as error:
-        logger.warning(f"not compared with the weights it began with: {error}")
+    except StageError:
+        logger.warning(f"not compared with what the run began with: {path} is gone or has changed")
         return None
 
 
