@@ -57,7 +57,7 @@ def write_first(model: ModelConfig, folder: Path) -> float:
     entries = {name: Entry(tuple(s), torch.bfloat16, name) for name, s in shapes.items()}
     folder.mkdir(parents=True)
     dtypes = dict.fromkeys(shapes, torch.bfloat16)
-    write_diffusers(folder, Made(folder, entries), shapes, dtypes, shard_gb=5)
+    write_diffusers(folder, Made(folder, entries), shapes, dtypes, shard_gb=10)
     diffusers.write_config(model, folder)
     return sum(2 * shape.numel() for shape in shapes.values()) / GB
 

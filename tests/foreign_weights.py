@@ -6,6 +6,9 @@ TensorStore, the distributed format by torch with a chunk a layer, as Megatron d
 
 import io
 import json
+import pickle
+import sys
+import types
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,10 +19,16 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
+    Metadata,
     MetadataIndex,
     TensorProperties,
 )
-from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
+from torch.distributed.checkpoint.planner import (
+    SavePlan,
+    TensorWriteData,
+    WriteItem,
+    WriteItemType,
+)
 
 from cosmos_hydra.config import ModelConfig
 from cosmos_hydra.models.transformer import build_transformer
@@ -215,6 +224,27 @@ def write_torch_dist(folder: Path, weights: Weights) -> None:
         warnings.simplefilter("ignore")  # that there is one process only
         dcp.save(table, checkpoint_id=folder, no_dist=True)
     torch.save({"iteration": 3}, folder / "common.pt")
+    as_megatron_writes_it(folder / ".metadata")
+
+
+def as_megatron_writes_it(path: Path) -> None:
+    """Have a `.metadata` name Megatron-core's classes, which are not installed, and its plans."""
+    before = pickle.loads(path.read_bytes())
+    module = types.ModuleType("megatron.core.dist_checkpointing.strategies.torch")
+    for name, base in (("MCoreMetadata", Metadata), ("MCoreSavePlan", SavePlan)):
+        setattr(module, name, type(name, (base,), {"__module__": module.__name__}))
+    after = module.MCoreMetadata(**vars(before))
+    after.mcore_data = {key: {"nd_reformulated_orig_global_shape": (2, 3)} for key in ("a", "b")}
+    key = next(iter(before.state_dict_metadata))
+    items = in_layers(torch.zeros(2, 3)).__create_write_items__(key, torch.zeros(2, 3))
+    after.all_local_plans = [module.MCoreSavePlan(items)]
+    names = [module.__name__.rsplit(".", count)[0] for count in range(5)]
+    sys.modules |= dict.fromkeys(names, module)
+    try:
+        path.write_bytes(pickle.dumps(after))
+    finally:
+        for name in names:
+            del sys.modules[name]
 
 
 def in_layers(tensor: torch.Tensor) -> torch.Tensor:

@@ -11,22 +11,22 @@ from typing import Any
 import torch
 from torch.distributed.checkpoint import ChunkStorageMetadata, LoadPlan
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
-from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
 from cosmos_hydra import files
-from cosmos_hydra.engines.torch.state import CachedReader, fetch
+from cosmos_hydra.engines.torch.state import fetch
 from cosmos_hydra.errors import StageError
 from cosmos_hydra.weights.nemo import Array, Nemo, is_used
 from cosmos_hydra.weights.torch_metadata import METADATA, StoredTensor, read_metadata
+from cosmos_hydra.weights.torch_reader import Reader
 
 
 def open_torch_dist(folder: Path) -> Nemo:
     """Return the weights in a folder. Raises: StageError when its `.metadata` is refused."""
-    stored = read_metadata(folder).tensors
-    reader = CachedReader(folder)
+    reader = Reader(folder)
+    tensors = reader.stored.tensors.items()
     arrays: dict[str, Array] = {
-        key: StoredArray(key, tensor, reader) for key, tensor in stored.items() if is_used(key)
+        key: StoredArray(key, tensor, reader) for key, tensor in tensors if is_used(key)
     }
     return Nemo(folder, arrays, [])
 
@@ -46,7 +46,7 @@ class StoredArray:
 
     key: str
     stored: StoredTensor
-    reader: FileSystemReader
+    reader: Reader
 
     @property
     def shape(self) -> tuple[int, ...]:

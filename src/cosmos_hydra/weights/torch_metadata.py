@@ -6,7 +6,7 @@ is imported or called, and a name that the metadata of no checkpoint holds is re
 
 import pickle
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,8 +18,16 @@ METADATA = ".metadata"
 MAX_BYTES = 256 << 20
 MAX_DIMS = 64  # torch has no more
 _CLASSES = "torch.distributed.checkpoint.metadata"
-# what torch writes for plain, sharded and optimizer state, and for the folder's own path
+_MEGATRON = "megatron.core.dist_checkpointing.strategies.torch"
+# what torch writes for plain, sharded and optimizer state, and for the folder's own path, and what
+# Megatron-core writes in the place of torch's
 ALLOWED = {
+    (_MEGATRON, "MCoreMetadata"),
+    (_MEGATRON, "MCoreSavePlan"),
+    *(
+        ("torch.distributed.checkpoint.planner", name)
+        for name in ("WriteItem", "WriteItemType", "TensorWriteData")
+    ),
     (_CLASSES, "BytesStorageMetadata"),
     (_CLASSES, "ChunkStorageMetadata"),
     (_CLASSES, "Metadata"),
@@ -64,12 +72,27 @@ DAMAGE = (
 
 
 @dataclass(frozen=True)
+class StoredPart:
+    """Part of a tensor: where in the tensor it begins, its shape, and where in which file."""
+
+    offset: tuple[int, ...]
+    shape: tuple[int, ...]
+    file: str
+    first_byte: int
+    size_bytes: int
+
+
+@dataclass(frozen=True)
 class StoredTensor:
-    """One tensor: global shape, dtype by torch's name, and the files that hold parts of it."""
+    """One tensor: global shape, dtype by torch's name, and the parts that the files hold."""
 
     shape: tuple[int, ...]
     dtype: str
-    files: tuple[str, ...]
+    parts: tuple[StoredPart, ...]
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return tuple(sorted({part.file for part in self.parts}))
 
 
 @dataclass(frozen=True)
@@ -177,19 +200,55 @@ class _InertUnpickler(pickle._Unpickler):
 
 
 def _content(metadata: Any) -> StoredFolder:
-    fields = _fields(metadata, "Metadata")
-    places: dict[str, set[str]] = {}
+    fields = _fields(metadata, "Metadata", "MCoreMetadata")
+    # where each part of a tensor lies: file, first byte, number of bytes
+    places: dict[tuple[str, Any], tuple[str, int, int]] = {}
     for index, info in fields["storage_data"].items():
-        file = plain_name(_fields(info, "_StorageInfo")["relative_path"])
-        places.setdefault(_text(_fields(index, "MetadataIndex")["fqn"]), set()).add(file)
+        key, place = _fields(index, "MetadataIndex"), _fields(info, "_StorageInfo")
+        if place.get("transform_descriptors"):
+            raise TypeError("parts are stored in another form")
+        begin = key.get("offset")  # None of an object
+        places[_text(key["fqn"]), begin and _lengths(begin)] = (
+            plain_name(place["relative_path"]),
+            _length(place["offset"]),
+            _length(place["length"]),
+        )
     tensors, objects = {}, []
     for key, entry in fields["state_dict_metadata"].items():
         name = _text(key)
         if isinstance(entry, _Record) and entry.name == "BytesStorageMetadata":
             objects.append(name)
         else:
-            tensors[name] = _tensor(_fields(entry, "TensorStorageMetadata"), places.get(name, ()))
+            tensors[name] = _tensor(name, _fields(entry, "TensorStorageMetadata"), places)
     return StoredFolder(tensors, tuple(objects))
+
+
+def _tensor(name: str, fields: dict[str, Any], places: dict[Any, Any]) -> StoredTensor:
+    # the properties are a tuple, dtype first
+    dtype = fields["properties"].state[0]
+    if dtype.name not in DTYPES:
+        raise TypeError("a tensor without dtype")
+    parts = []
+    for chunk in fields["chunks"]:
+        part = _fields(chunk, "ChunkStorageMetadata")
+        offset = _lengths(part["offsets"])
+        place = places[name, offset]
+        parts.append(StoredPart(offset, _lengths(part["sizes"]), *place))
+    return StoredTensor(_lengths(fields["size"]), dtype.name, tuple(parts))
+
+
+def _lengths(size: Any) -> tuple[int, ...]:
+    """Return what a torch.Size((...)) holds."""
+    (shape,) = size.arguments
+    if len(shape) > MAX_DIMS:
+        raise TypeError("a tensor of too many axes")
+    return tuple(map(_length, shape))
+
+
+def _length(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise TypeError("a length is no number")
+    return value
 
 
 def _text(name: Any) -> str:
@@ -198,16 +257,8 @@ def _text(name: Any) -> str:
     return name
 
 
-def _tensor(fields: dict[str, Any], files: Iterable[str]) -> StoredTensor:
-    # the properties are a tuple, dtype first; the size is torch.Size((...))
-    dtype, (shape,) = fields["properties"].state[0], fields["size"].arguments
-    is_shape = len(shape) <= MAX_DIMS and all(type(length) is int for length in shape)
-    if dtype.name not in DTYPES or not is_shape:
-        raise TypeError("a tensor without dtype or shape")
-    return StoredTensor(tuple(shape), dtype.name, tuple(sorted(files)))
-
-
-def _fields(record: Any, name: str) -> dict[str, Any]:
-    if not isinstance(record, _Record) or record.name != name or type(record.state) is not _Table:
-        raise TypeError(f"no {name} where one belongs")
+def _fields(record: Any, *names: str) -> dict[str, Any]:
+    is_one = isinstance(record, _Record) and record.name in names
+    if not is_one or type(record.state) is not _Table:
+        raise TypeError(f"no {names[0]} where one belongs")
     return record.state

@@ -11,7 +11,7 @@ from cosmos_hydra.config import PeftConfig
 from cosmos_hydra.engines.torch import state
 from cosmos_hydra.models.transformer import initial
 from cosmos_hydra.weights.source import Entry, Shapes, Source, WholeTensor
-from cosmos_hydra.weights.torch_metadata import read_metadata
+from cosmos_hydra.weights.torch_reader import Reader
 
 
 class Stored(Source):
@@ -19,12 +19,11 @@ class Stored(Source):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder.parent)
-        # refuses what torch's reader would run
-        for key, tensor in read_metadata(folder).tensors.items():
+        self.reader = Reader(folder)
+        for key, tensor in self.reader.stored.tensors.items():
             kind, _, name = key.partition(".")
             if kind == state.WEIGHT:
                 self.entries[name] = Entry(tensor.shape, getattr(torch, tensor.dtype), key)
-        self.reader = state.CachedReader(folder)
 
     def get(self, name: str) -> WholeTensor:
         key = self.label_of(name)

@@ -8,7 +8,6 @@ ranks of another mesh, or one process alone, read what they need. Keys: `weight.
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint import CheckpointException, LoadPlanner
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
@@ -36,7 +35,8 @@ from cosmos_hydra.errors import StageError
 from cosmos_hydra.models.lora import named_adapters, named_weights
 from cosmos_hydra.reading import listed, shown
 from cosmos_hydra.weights.source import WholeTensor
-from cosmos_hydra.weights.torch_metadata import StoredFolder, read_metadata
+from cosmos_hydra.weights.torch_metadata import StoredFolder
+from cosmos_hydra.weights.torch_reader import Reader
 
 Table = dict[str, torch.Tensor]
 WEIGHT = "weight"
@@ -108,8 +108,8 @@ def read_into(table: Table, folder: Path, group: dist.ProcessGroup | None) -> No
     Raises: StageError listing every missing, unexpected and misshapen key, or when the folder's
     `.metadata` could run code.
     """
-    check_fits(table, folder)
-    reader = FileSystemReader(folder)
+    reader = Reader(folder)
+    check_fits(table, reader)
     quantised = {name: tensor for name, tensor in table.items() if is_quantised(tensor)}
     exact = {name: with_local(tensor, as_float(tensor)) for name, tensor in quantised.items()}
     fetch({**table, **exact}, reader, group)
@@ -117,32 +117,22 @@ def read_into(table: Table, folder: Path, group: dist.ProcessGroup | None) -> No
         requantise(local(exact[name]), local(tensor))
 
 
-def check_fits(table: Table, folder: Path) -> None:
+def check_fits(table: Table, reader: Reader) -> None:
     """Raise StageError unless a folder fills a table, and its `.metadata` could not run code."""
-    # refuses what torch's reader would run
-    problems = _misfits(table, read_metadata(folder))
+    problems = _misfits(table, reader.stored)
     if problems:
-        raise StageError(f"checkpoint {folder.parent} does not fit the model: {listed(problems)}")
-
-
-class CachedReader(FileSystemReader):
-    """Read `.metadata` once, and not again for every tensor."""
-
-    @cached_property
-    def _metadata(self) -> Any:
-        return super().read_metadata()
-
-    def read_metadata(self, *arguments: Any, **options: Any) -> Any:
-        return self._metadata
+        raise StageError(
+            f"checkpoint {reader.folder.parent} does not fit the model: {listed(problems)}"
+        )
 
 
 def fetch(
     table: Table,
-    reader: FileSystemReader,
+    reader: Reader,
     group: dist.ProcessGroup | None,
     planner: LoadPlanner | None = None,
 ) -> None:
-    """Fill tensors from a folder whose `.metadata` was looked at.
+    """Fill tensors from a folder.
 
     Raises: StageError when it cannot be read.
     """
@@ -156,7 +146,7 @@ def fetch(
                 no_dist=group is None,
             )
     except CheckpointException as error:
-        folder = Path(reader.path).parent
+        folder = reader.folder.parent
         raise StageError(f"checkpoint {folder} cannot be read ({_reason(error)})") from error
 
 
