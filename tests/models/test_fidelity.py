@@ -149,7 +149,7 @@ def random_weights(case: Case) -> Weights:
 def random_inputs(case: Case) -> dict[str, Any]:
     """Return what the reference is given, float64; samples differ in all, the mask too."""
     generator = torch.Generator().manual_seed(1)
-    frames, height, width = case.grid
+    _, height, width = case.grid
 
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(case.batch, *shape, generator=generator, dtype=torch.float64)
