@@ -307,6 +307,31 @@ def test_the_sampled_estimate_is_bitwise_the_one_of_generation(
         )
 
 
+def test_both_paths_scale_the_latent_of_the_sample_by_one_half(started: trainer.Trainer) -> None:
+    """x0 = sigma_data * (z - mean) / std; samples hold the quotient."""
+    clip = gate._first_clip(started.loader())
+    sample = started.store.load(started.loader().sample_ids(0)[0])
+    assert torch.equal(clip.latent_BCFHW[0], sample.latent_CFHW.float())
+    sigma = clip.sigma_B.item()
+    x0_CFHW = 0.5 * sample.latent_CFHW.double()
+    expected = (x0_CFHW + sigma * clip.noise_BCFHW[0]) / (sigma**2 + 0.25) ** 0.5
+    seen: list[torch.Tensor] = []
+    hook = started.denoiser.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    with torch.no_grad():
+        clean_BCFHW, _ = started.stepper.estimate(clip)
+        latent_CFHW = gate._sample(lambda x, *_: seen.append(x) or x, clip, started.stepper)
+    hook.remove()
+    torch.testing.assert_close(clean_BCFHW[0].double(), x0_CFHW)
+    for given in seen:
+        torch.testing.assert_close(given[0].double(), expected, rtol=1e-5, atol=1e-6)
+    assert len(seen) == 2
+    c_skip, c_out = 0.25 / (sigma**2 + 0.25), 0.5 * sigma / (sigma**2 + 0.25) ** 0.5
+    noisy_CFHW = x0_CFHW + sigma * clip.noise_BCFHW[0]
+    torch.testing.assert_close(
+        latent_CFHW.double(), 2 * (c_skip * noisy_CFHW + c_out * expected), rtol=1e-5, atol=1e-5
+    )
+
+
 def test_training_is_bitwise_as_without_it(
     small_samples: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
