@@ -268,9 +268,9 @@ def shortened(denoiser: Any, inputs: tuple[Any, ...]) -> torch.Tensor:
 def test_a_fault_on_either_path_is_refused_with_what_differs(
     fault: str, started: trainer.Trainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clip = gate._first_clip(started.loader())
-    clip.padding_B1HW[..., -2:] = 1  # the right border is padded
-    monkeypatch.setattr(gate, "_first_clip", lambda loader: clip)
+    batch = gate._first_batch(started.loader())
+    batch.padding_B1HW[..., -2:] = 1  # the right border is padded
+    monkeypatch.setattr(gate, "_first_batch", lambda loader: batch)
     check(started)
     where, name, replacement, said = FAULTS[fault]
     monkeypatch.setattr(where, name, replacement)
@@ -289,14 +289,14 @@ def test_the_clip_keeps_its_text_whatever_the_dropout(
         small_samples, weights, tmp_path, "model.objective.text_dropout=0.999999"
     ).loader()
     assert not any(batch.text_BTD.any() for batch in dropping.load(0))
-    assert gate._first_clip(dropping).text_BTD.any()
+    assert gate._first_batch(dropping).text_BTD.any()
     assert not any(batch.text_BTD.any() for batch in dropping.load(0))
 
 
 def test_the_sampled_estimate_is_bitwise_the_one_of_generation(
     started: trainer.Trainer, weights: Path
 ) -> None:
-    clip = gate._first_clip(started.loader())
+    clip = gate._first_clip(gate._first_batch(started.loader()))
     precision: Precision = started.config.parallel.precision
     located = locate(str(weights), "resume.path")
     generating = _load_denoiser(started.config, located, CPU, precision)
@@ -309,7 +309,7 @@ def test_the_sampled_estimate_is_bitwise_the_one_of_generation(
 
 def test_both_paths_scale_the_latent_of_the_sample_by_one_half(started: trainer.Trainer) -> None:
     """x0 = sigma_data * (z - mean) / std; samples hold the quotient."""
-    clip = gate._first_clip(started.loader())
+    clip = gate._first_clip(gate._first_batch(started.loader()))
     sample = started.store.load(started.loader().sample_ids(0)[0])
     assert torch.equal(clip.latent_BCFHW[0], sample.latent_CFHW.float())
     sigma = clip.sigma_B.item()
@@ -345,6 +345,16 @@ def test_training_is_bitwise_as_without_it(
     train(config, tmp_path / "without")
     assert_same_tensors(state_of(tmp_path / "with", 2), state_of(tmp_path / "without", 2))
     assert rows_of(tmp_path / "with") == rows_of(tmp_path / "without")
+
+
+@pytest.mark.slow  # compiling takes 10 s
+def test_compiled_blocks_are_compared_with_those_of_generation(
+    small_samples: Path, weights: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "cosmos_hydra")
+    check(starting(small_samples, weights, tmp_path, "parallel.compile=true"))
+    (line,) = [m for m in caplog.messages if m.startswith("training and sampling differ by ")]
+    assert float(line.split()[5]) < 2e-5
 
 
 def test_only_given_weights_are_checked_and_only_at_step_0(

@@ -35,12 +35,13 @@ logger = logging.getLogger(__name__)
 
 @torch.no_grad()
 def check_paths(stepper: Stepper, loader: Loader, given: str) -> None:
-    """Check a clip of each rank; called by every rank, which makes two forward passes.
+    """Check a clip of each rank; called by every rank, which denoises a batch and a clip.
 
     `given` names the weights in messages. Raises: StageError on every rank when the paths differ
     on any; with engine.force a warning takes its place.
     """
-    batch = _first_clip(loader).to(stepper.ranks.device)
+    batch = _first_batch(loader).to(stepper.ranks.device)
+    clip = _first_clip(batch)
     sigma_data = stepper.config.model.objective.sigma_data
     given_in_training: list[tuple[Any, ...]] = []
     given_in_sampling: list[tuple[Any, ...]] = []
@@ -54,9 +55,9 @@ def check_paths(stepper: Stepper, loader: Loader, given: str) -> None:
         given_in_sampling.append(inputs)
         return torch.zeros_like(inputs[0])
 
-    without_CFHW = _sample(note, batch, stepper)  # what both have without a prediction
+    without_CFHW = _sample(note, clip, stepper)  # what both have without a prediction
     for name, one, other in zip(INPUTS, given_in_training[0], given_in_sampling[0], strict=True):
-        difference = next(filter(None, stepper.ranks.gather(_difference(one, other))), None)
+        difference = next(filter(None, stepper.ranks.gather(_difference(_first(one), other))), None)
         if difference:
             _refuse(
                 stepper,
@@ -65,8 +66,8 @@ def check_paths(stepper: Stepper, loader: Loader, given: str) -> None:
             )
             return
     with evaluating(stepper.denoiser), _eager(stepper):
-        sampled_CFHW = _sample(_as_generated(stepper), batch, stepper)
-    c_out = precondition(batch.sigma_B, sigma_data).c_out.max() / sigma_data
+        sampled_CFHW = _sample(_as_generated(stepper), clip, stepper)
+    c_out = precondition(clip.sigma_B, sigma_data).c_out.max() / sigma_data
     largest = (trained_CFHW - without_CFHW).abs().max().maximum(c_out)
     errors = stepper.ranks.gather(((sampled_CFHW - trained_CFHW).abs().max() / largest).item())
     error = max(errors, key=lambda value: (value != value, value))  # not a number is the worst
@@ -81,31 +82,37 @@ def check_paths(stepper: Stepper, loader: Loader, given: str) -> None:
             f"{given}: the estimates of training and sampling differ {measured}; "
             f"try parallel.compile=false, parallel.attention=math or parallel.precision=fp32",
         )
-    logger.info(
-        f"training and sampling differ {measured} on a clip at sigma {batch.sigma_B[0]:.2g}"
-    )
+    logger.info(f"training and sampling differ {measured} on a clip at sigma {clip.sigma_B[0]:.2g}")
 
 
-def _first_clip(loader: Loader) -> Batch:
-    """Return the first clip that this rank trains on, with its text whatever the dropout."""
+def _first_batch(loader: Loader) -> Batch:
+    """Return what this rank trains on first, with its texts whatever the dropout.
+
+    A whole batch: compiled blocks see no other shape than in training.
+    """
     loader = copy(loader)
     loader.objective = replace(loader.objective, text_dropout=0.0)
-    batch = loader.load(0)[0]
-    firsts: dict[str, Any] = {
-        name: value[:1] for name, value in vars(batch).items() if name != "fps"
-    }
+    return loader.load(0)[0]
+
+
+def _first_clip(batch: Batch) -> Batch:
+    firsts = {name: _first(value) for name, value in vars(batch).items()}
     return replace(batch, **firsts)
 
 
-def _sample(network: RawPrediction, batch: Batch, stepper: Stepper) -> torch.Tensor:
+def _first(value: Any) -> Any:
+    return value[:1] if isinstance(value, torch.Tensor) else value
+
+
+def _sample(network: RawPrediction, clip: Batch, stepper: Stepper) -> torch.Tensor:
     """Return the latent that a sampler would end with at this clip's noise, [C, F, H, W]."""
-    sigma, sigma_data = float(batch.sigma_B), stepper.config.model.objective.sigma_data
-    noisy_1CFHW = sigma_data * batch.latent_BCFHW.double() + sigma * batch.noise_BCFHW.double()
+    sigma, sigma_data = float(clip.sigma_B), stepper.config.model.objective.sigma_data
+    noisy_1CFHW = sigma_data * clip.latent_BCFHW.double() + sigma * clip.noise_BCFHW.double()
     denoise_at = conditioned(
         network,
-        batch.text_BTD,
-        batch.padding_B1HW,
-        batch.fps,
+        clip.text_BTD,
+        clip.padding_B1HW,
+        clip.fps,
         0.0,
         sigma_data,
         stepper.autocast,
