@@ -334,7 +334,8 @@ class EngineConfig:
     name: str = "torch"
     # device: auto = CUDA if there is one, else cpu; or cpu, cuda, cuda:1
     device: str = "auto"
-    # true = start although the estimate says that the device's memory is too small
+    # true = start although the estimate says that the device's memory is too small, or training and
+    # sampling do not compute the same from the given weights
     force: bool = False
 
 

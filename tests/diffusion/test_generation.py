@@ -46,7 +46,7 @@ class Recorder(nn.Module):
 
 
 def generate(network: nn.Module, request: Request) -> torch.Tensor:
-    return generate_latent(network, request, 0.5, torch.device("cpu"), nullcontext)  # type: ignore[arg-type]
+    return generate_latent(network, request, 0.5, torch.device("cpu"), nullcontext)
 
 
 @pytest.mark.parametrize("negative_TD", [None, NEGATIVE_TD])

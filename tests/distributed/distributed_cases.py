@@ -9,11 +9,12 @@ from torch.distributed.tensor import DTensor
 
 from cosmos_hydra.config import Config
 from cosmos_hydra.data.store import open_store
-from cosmos_hydra.engines.torch import state
+from cosmos_hydra.engines.torch import gate, state
 from cosmos_hydra.engines.torch.mesh import join
 from cosmos_hydra.engines.torch.parts import local
 from cosmos_hydra.engines.torch.small_moments import MOMENTS
 from cosmos_hydra.engines.torch.trainer import Trainer
+from cosmos_hydra.errors import StageError
 from cosmos_hydra.job import Job
 from cosmos_hydra.stages.post_train import run as run_post_train
 from cosmos_hydra.weights.source import WholeTensor
@@ -49,6 +50,24 @@ def noisy_trainer(config: Config, run: Path) -> Trainer:
             noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name)))
             add_part(parameter, 0.05 * noise)
     return trainer
+
+
+def check_given_weights(samples: Path, overrides: tuple[str, ...], out: Path) -> None:
+    """Save what the check before step 1 says on this rank, then with a fault on the last rank."""
+    trainer = noisy_trainer(small_config(samples, *overrides), out)
+    said: list[str] = []
+    gate.logger.info = said.append  # type: ignore[method-assign, assignment]
+    gate.check_paths(trainer.stepper, trainer.loader(), "given")
+    if trainer.ranks.rank == trainer.ranks.degrees.world_size - 1:
+        conditioned = gate.conditioned
+        gate.conditioned = lambda network, text_BTD, *others: conditioned(
+            network, 0 * text_BTD, *others
+        )
+    try:
+        gate.check_paths(trainer.stepper, trainer.loader(), "given")
+    except StageError as refusal:
+        said.append(str(refusal))
+    (out / f"rank_{trainer.ranks.rank}.json").write_text(json.dumps(said))
 
 
 def count_held(samples: Path, overrides: tuple[str, ...], out: Path) -> None:

@@ -89,6 +89,40 @@ def test_fewer_frames_use_the_first_of_the_statistics(
     assert torch.allclose(short, long[:, :, : short.shape[2]], atol=1e-4)
 
 
+@pytest.fixture(scope="module")
+def released(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """Return a tokenizer with statistics like the release's: 16 channels of 16 latent frames."""
+    from diffusers import AutoencoderKLCosmos
+
+    autoencoder = AutoencoderKLCosmos.from_pretrained(folder)
+    mean = [0.1 * channel - 0.01 * frame for channel in range(16) for frame in range(16)]
+    std = [0.5 + 0.1 * channel + 0.02 * frame for channel in range(16) for frame in range(16)]
+    autoencoder.register_to_config(latents_mean=mean, latents_std=std)
+    path = tmp_path_factory.mktemp("released") / "vae"
+    autoencoder.save_pretrained(path)
+    return load(path)
+
+
+@pytest.mark.parametrize("frames", [1, 9, 17, 121])
+def test_statistics_of_the_release_hold_for_each_channel_and_frame(
+    frames: int, released: Tokenizer, folder: Path, data: torch.Tensor
+) -> None:
+    from diffusers import AutoencoderKLCosmos
+
+    video = data[:1, :, [min(frame, FRAMES - 1) for frame in range(frames)]][..., :16, :16]
+    raw, latent = raw_latents(folder, video), released.encode(video)
+    assert latent.shape[2] == 1 + (frames - 1) // 8
+    for channel in range(16):
+        for frame in range(latent.shape[2]):
+            mean, std = 0.1 * channel - 0.01 * frame, 0.5 + 0.1 * channel + 0.02 * frame
+            torch.testing.assert_close(
+                latent[:, channel, frame], (raw[:, channel, frame] - mean) / std
+            )
+    with torch.no_grad():
+        expected = AutoencoderKLCosmos.from_pretrained(folder).decode(raw).sample
+    assert torch.allclose(released.decode(latent), expected, atol=1e-4)
+
+
 def test_decode_takes_back_what_encode_did(
     tokenizer: Tokenizer, folder: Path, data: torch.Tensor
 ) -> None:

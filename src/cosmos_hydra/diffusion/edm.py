@@ -41,6 +41,14 @@ def precondition(sigma_B: torch.Tensor, sigma_data: float) -> Preconditioning:
     )
 
 
+def add_noise(
+    latent_BCFHW: torch.Tensor, sigma_B: torch.Tensor, noise_BCFHW: torch.Tensor, sigma_data: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the clean latent, scaled from unit deviation to sigma_data, and the noisy one."""
+    clean_BCFHW = latent_BCFHW * sigma_data
+    return clean_BCFHW, clean_BCFHW + sigma_B[:, None, None, None, None] * noise_BCFHW
+
+
 def denoise(
     network: Network, noisy_BCFHW: torch.Tensor, sigma_B: torch.Tensor, sigma_data: float
 ) -> torch.Tensor:

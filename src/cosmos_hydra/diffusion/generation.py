@@ -11,9 +11,13 @@ import torch
 
 from cosmos_hydra.config import Sampler
 from cosmos_hydra.diffusion.edm import denoise
-from cosmos_hydra.diffusion.samplers import guide, sample
-from cosmos_hydra.models.transformer import Denoiser
+from cosmos_hydra.diffusion.samplers import DenoiseAt, guide, sample
 from cosmos_hydra.seeds import torch_generator
+
+# as Denoiser.forward: scaled latent, c_noise, text, padding mask, fps
+RawPrediction = Callable[
+    [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tensor
+]
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class Request:
 
 @torch.no_grad()
 def generate_latent(
-    denoiser: Denoiser,
+    denoiser: RawPrediction,
     request: Request,
     sigma_data: float,
     device: torch.device,
@@ -47,23 +51,51 @@ def generate_latent(
     if request.guidance:
         negative_TD = request.negative_TD
         texts.append(torch.zeros_like(request.text_TD) if negative_TD is None else negative_TD)
-    text_BTD = torch.stack(texts).to(device)
-    B, (C, F, H, W) = len(texts), request.shape_CFHW
-    padding_B1HW = torch.zeros(B, 1, H, W, device=device)
+    C, F, H, W = request.shape_CFHW
+    denoise_at = conditioned(
+        denoiser,
+        torch.stack(texts).to(device),
+        torch.zeros(1, 1, H, W, device=device),
+        request.fps,
+        request.guidance,
+        sigma_data,
+        autocast,
+    )
+    generator = torch_generator("generate", request.seed)
+    noise_1CFHW = torch.randn(1, C, F, H, W, generator=generator).to(device)
+    clean_1CFHW = sample(request.sampler, denoise_at, noise_1CFHW, request.steps, on_step)
+    return to_latent(clean_1CFHW, sigma_data)
+
+
+def conditioned(
+    denoiser: RawPrediction,
+    text_BTD: torch.Tensor,
+    padding_11HW: torch.Tensor,
+    fps: float,
+    guidance: float,
+    sigma_data: float,
+    autocast: Callable[[], AbstractContextManager],
+) -> DenoiseAt:
+    """Return what a sampler calls: the clean estimate of one noisy latent at a sigma.
+
+    `text_BTD` is one text, or two with guidance, the second being what it steers away from.
+    """
+    B = len(text_BTD)
+    padding_B1HW = padding_11HW.expand(B, -1, -1, -1)
 
     def network(latent_BCFHW: torch.Tensor, c_noise_B: torch.Tensor) -> torch.Tensor:
         with autocast():
-            return denoiser(latent_BCFHW, c_noise_B, text_BTD, padding_B1HW, request.fps)
+            return denoiser(latent_BCFHW, c_noise_B, text_BTD, padding_B1HW, fps)
 
     def denoise_at(noisy_1CFHW: torch.Tensor, sigma: float) -> torch.Tensor:
         noisy_BCFHW = noisy_1CFHW.expand(B, -1, -1, -1, -1)
-        sigma_B = torch.full((B,), sigma, dtype=noisy_BCFHW.dtype, device=device)
+        sigma_B = torch.full((B,), sigma, dtype=noisy_BCFHW.dtype, device=noisy_BCFHW.device)
         clean_BCFHW = denoise(network, noisy_BCFHW, sigma_B, sigma_data)
-        if not request.guidance:
-            return clean_BCFHW
-        return guide(clean_BCFHW[:1], clean_BCFHW[1:], request.guidance)
+        return guide(clean_BCFHW[:1], clean_BCFHW[1:], guidance) if guidance else clean_BCFHW
 
-    generator = torch_generator("generate", request.seed)
-    noise_1CFHW = torch.randn(1, C, F, H, W, generator=generator).to(device)
-    clean = sample(request.sampler, denoise_at, noise_1CFHW, request.steps, on_step)
-    return (clean[0] / sigma_data).float()
+    return denoise_at
+
+
+def to_latent(clean_1CFHW: torch.Tensor, sigma_data: float) -> torch.Tensor:
+    """Return a sampler's result as a latent of unit deviation, float32 [C, F, H, W]."""
+    return (clean_1CFHW[0] / sigma_data).float()

@@ -53,6 +53,14 @@ class Ranks:
         dist.all_reduce(count)
         return bool(count.item())
 
+    def gather(self, value: T) -> list[T]:
+        """Return the values of all ranks, by rank; called by every rank."""
+        if self.mesh is None:
+            return [value]
+        found: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(found, value, group=self.cpu_group)
+        return found
+
     def sum_over_dp(self, values: torch.Tensor) -> torch.Tensor:
         """Return the sum over the ranks that work on different samples, on the CPU."""
         if self.dp is None:

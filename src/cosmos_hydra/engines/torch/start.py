@@ -54,6 +54,8 @@ class Start:
     base: dict[str, Any] | None
     checkpoint: Checkpoint | None = None
     weights: Located | None = None
+    # key and path of the weights that step 0 has, if they are given
+    given: str | None = None
 
 
 def check_samples(config: Config, store: SampleStore) -> float:
@@ -124,7 +126,7 @@ def plan_start(config: Config, run: Path, store: SampleStore) -> Start:
     key, path = given
     weights = locate(path, key)
     check_architecture(weights, config.model, key)
-    return Start(base_facts(weights, config.seed), weights=weights)
+    return Start(base_facts(weights, config.seed), weights=weights, given=f"{key}={path}")
 
 
 def fill(

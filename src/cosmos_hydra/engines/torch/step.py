@@ -10,7 +10,7 @@ import torch
 
 from cosmos_hydra.config import Config
 from cosmos_hydra.data.loader import Batch
-from cosmos_hydra.diffusion.edm import denoise, weighted_error
+from cosmos_hydra.diffusion.edm import add_noise, denoise, weighted_error
 from cosmos_hydra.engines.torch.gradients import clip, partial_over_tp, sum_over_tp
 from cosmos_hydra.engines.torch.mesh import Ranks
 from cosmos_hydra.engines.torch.optimizer import learning_rate
@@ -75,11 +75,12 @@ class Stepper:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def _losses(self, batch: Batch) -> torch.Tensor:
+    def estimate(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the clean latents of a batch on the device, and what the network makes of them."""
         sigma_data = self.config.model.objective.sigma_data
-        clean_BCFHW = batch.latent_BCFHW * sigma_data
-        sigma_B = batch.sigma_B
-        noisy_BCFHW = clean_BCFHW + sigma_B[:, None, None, None, None] * batch.noise_BCFHW
+        clean_BCFHW, noisy_BCFHW = add_noise(
+            batch.latent_BCFHW, batch.sigma_B, batch.noise_BCFHW, sigma_data
+        )
 
         def network(latent_BCFHW: torch.Tensor, c_noise_B: torch.Tensor) -> torch.Tensor:
             with self.autocast():
@@ -87,5 +88,11 @@ class Stepper:
                     latent_BCFHW, c_noise_B, batch.text_BTD, batch.padding_B1HW, batch.fps
                 )
 
-        estimate_BCFHW = denoise(network, noisy_BCFHW, sigma_B, sigma_data)
-        return weighted_error(estimate_BCFHW, clean_BCFHW, sigma_B, batch.padding_B1HW, sigma_data)
+        return clean_BCFHW, denoise(network, noisy_BCFHW, batch.sigma_B, sigma_data)
+
+    def _losses(self, batch: Batch) -> torch.Tensor:
+        clean_BCFHW, estimate_BCFHW = self.estimate(batch)
+        sigma_data = self.config.model.objective.sigma_data
+        return weighted_error(
+            estimate_BCFHW, clean_BCFHW, batch.sigma_B, batch.padding_B1HW, sigma_data
+        )

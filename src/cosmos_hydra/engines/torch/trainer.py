@@ -24,6 +24,7 @@ from cosmos_hydra.data.clips import HELD_OUT, TRAIN
 from cosmos_hydra.data.loader import Batch, Loader
 from cosmos_hydra.data.store import SampleStore
 from cosmos_hydra.engines.torch import checkpoint, state
+from cosmos_hydra.engines.torch.gate import check_paths
 from cosmos_hydra.engines.torch.kernels import effective_attention
 from cosmos_hydra.engines.torch.mesh import Ranks
 from cosmos_hydra.engines.torch.optimizer import build_optimizer
@@ -69,7 +70,7 @@ class Trainer:
         self.optimizer = build_optimizer(self.denoiser, config.optim, config.seed, ranks.shard)
         self.stepper = Stepper(config, self.denoiser, self.optimizer, ranks)
         self.autocast = self.stepper.autocast
-        self.base = start.base
+        self.base, self.given = start.base, start.given
         self.step = fill(start, config, transformer, self.optimizer, ranks)
         self.is_consistent = True  # false until a step's weights and rows are both there
 
@@ -188,6 +189,8 @@ class Trainer:
         trainer = self.config.trainer
         loader = self.loader()
         self.denoiser.train()
+        if self.given is not None:
+            check_paths(self.stepper, loader, self.given)
         self._look(stop, self._lacks_validation, self._lacks_preview)
         with progress("post_train", trainer.max_steps, "steps", start=self.step) as bar:
             began_s = time.perf_counter()
@@ -310,6 +313,12 @@ class Trainer:
             f"step {self.step}: validation loss {row['val_loss']:.4f} "
             f"(gaussian {row['gaussian_loss']:.4f}, linear {row['linear_loss']:.4f})"
         )
+        if self.given is not None and self.step == 0 and row["val_loss"] > row["linear_loss"]:
+            logger.warning(
+                f"{self.given}: these weights do not know this data or were loaded wrong: their "
+                f"loss {row['val_loss']:.4f} is above {row['linear_loss']:.4f}, that of the linear "
+                f"denoiser; look whether model= and the tokenizer are theirs"
+            )
 
     def _save(self) -> None:
         precision = effective_precision(self.config.parallel.precision, self.device)

@@ -14,7 +14,7 @@ from cosmos_hydra.config import Config
 from cosmos_hydra.data.clips import HELD_OUT, TRAIN
 from cosmos_hydra.data.store import Sample, SampleStore
 from cosmos_hydra.diffusion.baselines import Baselines, fit_baselines
-from cosmos_hydra.diffusion.edm import denoise, quantile_sigmas, weighted_error
+from cosmos_hydra.diffusion.edm import add_noise, denoise, quantile_sigmas, weighted_error
 from cosmos_hydra.engines.torch.mesh import Ranks
 from cosmos_hydra.engines.torch.precision import Autocast
 from cosmos_hydra.models.transformer import Denoiser
@@ -47,11 +47,13 @@ class Validation:
         self.baseline_rows = self._baselines(store)
 
     def _case(self, sample: Sample, seed: int) -> _Case:
-        clean_1CFHW = sample.latent_CFHW[None].float() * self.sigma_data
         generator = torch_generator(seed, "validation", sample.id)
         count = len(self.sigma_B)
         noise_BCFHW = torch.randn(count, *sample.latent_CFHW.shape, generator=generator)
-        noisy_BCFHW = clean_1CFHW + self.sigma_B[:, None, None, None, None] * noise_BCFHW
+        latent_1CFHW = sample.latent_CFHW[None].float()
+        clean_1CFHW, noisy_BCFHW = add_noise(
+            latent_1CFHW, self.sigma_B, noise_BCFHW, self.sigma_data
+        )
         padding_B1HW = sample.padding_1HW[None].expand(count, -1, -1, -1)
         return _Case(sample, clean_1CFHW, noisy_BCFHW, padding_B1HW)
 
