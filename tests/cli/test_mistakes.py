@@ -10,7 +10,10 @@ PREPROCESS = "stage=preprocess"
 STAGES = "preprocess, post_train, generate, pipeline, report, doctor, export"
 # what is typed, and the line after `cosmos-hydra: `
 MISTAKES = {
-    ("model=8b",): "model=8b does not exist; options: 14b, 7b, tiny; did you mean 7b?",
+    ("model=8b",): (
+        "model=8b does not exist; options: 14b, 14b_video2world, 7b, 7b_video2world, tiny; "
+        "did you mean 7b?"
+    ),
     ("data=foldr",): (
         "data=foldr does not exist; options: folder, robot, synthetic; did you mean folder?"
     ),

@@ -108,9 +108,8 @@ def _sample(
 ) -> None:
     precision = config.parallel.precision
     autocast = autocast_for(precision, device)
-    denoiser, difference = _load_denoiser(
-        config, weights, device, effective_precision(precision, device)
-    )
+    denoiser = _load_denoiser(config, weights, device, effective_precision(precision, device))
+    difference = _compared(config, weights, denoiser)
     trained = weights.checkpoint
     tokenizer = load_tokenizer(config.model, weights.tokenizer, device)
     training_clips = TrainingClips(trained, tokenizer, device) if trained else None
@@ -144,7 +143,7 @@ def _sample(
 
 def _load_denoiser(
     config: Config, weights: Located, device: torch.device, precision: Precision
-) -> tuple[Denoiser, Difference | None]:
+) -> Denoiser:
     transformer = build_transformer(config.model)
     set_attention(transformer, kernel_of(effective_attention(config, device)))
     load_weights(transformer, weights, elsewhere=config.model.weights.path)
@@ -153,12 +152,15 @@ def _load_denoiser(
             # position tables stay exact: small, and summed over three axes before normalising
             if name != "learnable_pos_embed":
                 part.to(torch.bfloat16)
-    denoiser = Denoiser(transformer).requires_grad_(False).eval()
-    parameters = dict(transformer.named_parameters())
+    return Denoiser(transformer).requires_grad_(False).eval().to(device)
+
+
+def _compared(config: Config, weights: Located, denoiser: Denoiser) -> Difference | None:
+    """Return how many weights differ from those that their run began with, if that can be said."""
+    parameters = dict(denoiser.transformer.named_parameters())
     shapes = {name: parameter.shape for name, parameter in parameters.items()}
     found = comparison(weights, shapes, config.model.weights.path)
-    difference = compare_all(found, parameters.items()) if found else None
-    return denoiser.to(device), difference
+    return compare_all(found, parameters.items()) if found else None
 
 
 def _read(path: Path) -> np.ndarray:

@@ -35,7 +35,7 @@ class Comparison:
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
         """Compare one tensor in the dtype it has, which may be coarser than the base's."""
-        before = self.source.read(name).to(tensor.dtype)
+        before = self.source.read(name).to(tensor)
         self.outcome.compared += 1
         self.outcome.differing += not torch.equal(tensor, before)
 
