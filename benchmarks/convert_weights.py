@@ -26,7 +26,7 @@ from cosmos_hydra.models.transformer import build_transformer
 from cosmos_hydra.overrides import conf_folder
 from cosmos_hydra.seeds import torch_generator
 from cosmos_hydra.weights import diffusers
-from cosmos_hydra.weights.export import write_diffusers
+from cosmos_hydra.weights.diffusers_export import write_diffusers
 from cosmos_hydra.weights.locate import locate
 from cosmos_hydra.weights.source import Entry, Source
 from cosmos_hydra.weights.zarr import HEADER, ZarrArray

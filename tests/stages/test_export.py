@@ -22,7 +22,7 @@ from cosmos_hydra import files, runs
 from cosmos_hydra.models.transformer import build_transformer
 from cosmos_hydra.reading import read_tensors
 from cosmos_hydra.stages import export as stage
-from cosmos_hydra.weights.export import write_diffusers
+from cosmos_hydra.weights.diffusers_export import write_diffusers
 from cosmos_hydra.weights.locate import locate
 from cosmos_hydra.weights.open import open_weights
 from cosmos_hydra.weights.source import Source

@@ -293,6 +293,10 @@ KEY = "module.decoder.layers.mlp.linear_fc1.weight"
             lambda key: change(key, shape=[2, -1]),
             rf"{KEY} cannot be read \(\[2, -1\] is no shape\)",
         ),
+        (
+            lambda key: change(key, shape=[10**12, 768, 192]),
+            rf"{KEY} is \[1000000000000, 768, 192\], which is no stack of layers",
+        ),
         (lambda key: change(key, order="F"), rf"{KEY} cannot be read \(order is not read here\)"),
         (lambda key: (key / ".zarray").write_text("{"), rf"{KEY} cannot be read \("),
     ],

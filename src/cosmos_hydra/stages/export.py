@@ -16,7 +16,7 @@ from cosmos_hydra.sampling.requests import adopt
 from cosmos_hydra.weights import diffusers
 from cosmos_hydra.weights.card import Exported, model_card
 from cosmos_hydra.weights.compare import Compared, comparison
-from cosmos_hydra.weights.export import write_diffusers
+from cosmos_hydra.weights.diffusers_export import write_diffusers
 from cosmos_hydra.weights.locate import Located, locate
 from cosmos_hydra.weights.nemo_export import write_nemo
 from cosmos_hydra.weights.open import open_weights

@@ -24,6 +24,7 @@ from cosmos_hydra.weights.source import Entry, Source, WholeTensor
 PREFIX = "module."
 LAYERS = "module.decoder.layers."
 HEAD = f"{LAYERS}full_self_attention.q_layernorm.weight"  # [L, K]
+MAX_LAYERS = 1000
 Parts = list[torch.Tensor]
 
 
@@ -149,7 +150,7 @@ class Nemo(Source):
             joined = layout.join(parts, self.head_dim).shape
         except (IndexError, RuntimeError):
             joined = None
-        if not shape or joined != shape[1:]:
+        if not shape or shape[0] > MAX_LAYERS or joined != shape[1:]:
             self.problems.append(f"{key} is {list(shape)}, which is no stack of layers")
             return
         for number in range(shape[0]):

@@ -5,6 +5,7 @@ table). The file is mapped into memory, so that no more of it is read than is us
 """
 
 import mmap
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,9 @@ def write_original(
     # first the file with room for every tensor, then the tensors through a shared mapping
     with skip_data(materialize_fake_tensors=True):
         torch.save(table, path)
+    with path.open("r+b") as file:
+        # or a full disk would end the process when the mapping is written
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     with set_default_mmap_options(mmap.MAP_SHARED):
         written = read_table(path)
     written[f"{PREFIX}{SEQUENCE}"].copy_(torch.arange(sequence))

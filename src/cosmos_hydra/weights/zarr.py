@@ -58,7 +58,11 @@ def digest_of(folder: Path) -> str:
     keys = (header.parent.name for header in folder.glob(f"*/{HEADER}"))
     paths = (path for key in keys if is_used(key) for path in (folder / key).iterdir())
     return files.sha256_of_json(
-        {path.relative_to(folder).as_posix(): files.sha256_of(path) for path in paths}
+        {
+            path.relative_to(folder).as_posix(): files.sha256_of(path)
+            for path in paths
+            if path.is_file()
+        }
     )
 
 
