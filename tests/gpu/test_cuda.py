@@ -85,3 +85,16 @@ def test_recompute_and_compile_train_on_the_gpu(command: Command, tmp_path: Path
         cwd=tmp_path,
     )
     assert outcome.code == 0, outcome
+
+
+def test_a_run_from_given_weights_finds_training_and_sampling_alike(
+    command: Command, tmp_path: Path
+) -> None:
+    settings = ("stage=pipeline", *SMALL, "pipeline.stages=[preprocess,post_train]")
+    assert command(*settings, "engine.device=cuda", cwd=tmp_path).code == 0
+    given = ("stage=post_train", *SMALL, "resume.path=runs/tiny-synthetic", "name=next")
+    for more in ((), ("parallel.compile=true",), ("parallel.recompute=full",)):
+        done = command(*given, *more, "resume.mode=fresh", "engine.device=cuda", cwd=tmp_path)
+        assert (done.code, done.stderr) == (0, "")
+        assert "training and sampling differ by " in done.stdout
+        assert "(tolerance 5e-02 in bf16)" in done.stdout
