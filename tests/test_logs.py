@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import SMALL, Command
+from conftest import REPORTED, SMALL, Command
 from small_runs import SAMPLES
 
 from cosmos_hydra import logs
@@ -42,7 +42,7 @@ def plain(text: str) -> list[str]:
 def test_every_stage_says_what_it_does_first_and_what_to_do_next_last(
     command: Command, tmp_path: Path
 ) -> None:
-    typed = (*SMALL, "trainer.validate_every=4", "generate.prompt=red", "name=my run")
+    typed = (*REPORTED, "trainer.validate_every=4", "generate.prompt=red", "name=my run")
     done = command("stage=pipeline", *typed, cwd=tmp_path)
     assert (done.code, done.stderr) == (0, "")
     follow_up = ("stage=generate", "checkpoint=runs/my run", "generate.prompt=What to show")

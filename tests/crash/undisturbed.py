@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from conftest import SMALL
+from conftest import REPORTED, SMALL
 from forked import Ended, run
 from small_runs import SAMPLES
 from traces import traces
@@ -16,7 +16,7 @@ from cosmos_hydra.engines.torch import checkpoint
 
 RUN = "runs/tiny-synthetic"
 TRAIN = (
-    *("stage=post_train", *SMALL, "trainer.max_steps=8"),
+    *("stage=post_train", *REPORTED, "trainer.max_steps=8"),
     *("trainer.validate_every=4", "trainer.preview_every=4"),
 )
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from conftest import SMALL
+from conftest import REPORTED
 
 HUB = "hf_CanaryOfTheHubThatNobodyMaySee0123456"
 WANDB = "c0ffee" * 6 + "cafe"
@@ -33,18 +33,18 @@ CANARIES = {
 PROXY = f"http://user:{quote(PASSWORD, safe='')}@127.0.0.1:9"
 Commands = list[tuple[str | None, list[str]]]
 STAGE = "stage=preprocess"
-TRAIN = ["stage=post_train", *SMALL, "name=one", "log.wandb=offline"]
+TRAIN = ["stage=post_train", *REPORTED, "name=one", "log.wandb=offline"]
 LOOKED_UP = "${oc.env:HF_TOKEN}"
 # exit code, what fails, what is typed
 QUICK = [
-    (0, None, [STAGE, *SMALL]),
+    (0, None, [STAGE, *REPORTED]),
     (0, None, [*TRAIN, "trainer.max_steps=1"]),
-    (1, "crash", [STAGE, *SMALL]),
-    (0, "thread", [STAGE, *SMALL]),
-    (0, "warn", [STAGE, *SMALL, "hydra.verbose=true"]),
-    (130, "ctrl-c", [STAGE, *SMALL]),
-    (1, "disk", [STAGE, *SMALL]),
-    (1, "crash", ["-m", STAGE, *SMALL, "seed=1,2"]),
+    (1, "crash", [STAGE, *REPORTED]),
+    (0, "thread", [STAGE, *REPORTED]),
+    (0, "warn", [STAGE, *REPORTED, "hydra.verbose=true"]),
+    (130, "ctrl-c", [STAGE, *REPORTED]),
+    (1, "disk", [STAGE, *REPORTED]),
+    (1, "crash", ["-m", STAGE, *REPORTED, "seed=1,2"]),
     (0, None, ["--cfg", "all"]),
     (2, None, ["--cfg", "job", "--resolve", f"log.wandb_project={LOOKED_UP}"]),
     (2, None, [STAGE, f"name={LOOKED_UP}"]),
@@ -55,17 +55,21 @@ QUICK = [
 SLOW = [
     (0, None, [*TRAIN, "trainer.max_steps=2", "trainer.preview_every=1"]),
     (0, None, ["stage=generate", "checkpoint=runs/one", f"generate.prompt=A {LOOKED_UP} robot."]),
-    (0, None, ["stage=pipeline", *SMALL, "name=two", "trainer.max_steps=1", "hydra.verbose=true"]),
+    (
+        0,
+        None,
+        ["stage=pipeline", *REPORTED, "name=two", "trainer.max_steps=1", "hydra.verbose=true"],
+    ),
     (0, None, ["stage=report", "checkpoint=runs/one"]),
-    (0, None, ["-m", "stage=post_train", *SMALL, "trainer.max_steps=1", "seed=1,2"]),
+    (0, None, ["-m", "stage=post_train", *REPORTED, "trainer.max_steps=1", "seed=1,2"]),
     (None, None, ["stage=doctor"]),
     (None, None, ["stage=doctor", "log.wandb=online", "model=7b"]),
-    (0, None, [STAGE, *SMALL, "hydra.output_subdir=.hydra"]),
+    (0, None, [STAGE, *REPORTED, "hydra.output_subdir=.hydra"]),
     *((0, None, words.split()) for words in ("--cfg job", "--cfg hydra", "--cfg job --resolve")),
     *((0, None, words.split()) for words in ("--info", "--info plugins", "--info defaults")),
     *((0, None, words.split()) for words in ("--help", "--help model=7b", "--hydra-help")),
     *((2, None, [STAGE, *words.split()]) for words in ("--wrong", "model=8b", "modl=7b", "seed=a")),
-    (1, "crash", ["stage=pipeline", *SMALL, "pipeline.stages=[preprocess]"]),
+    (1, "crash", ["stage=pipeline", *REPORTED, "pipeline.stages=[preprocess]"]),
     *((2, None, [STAGE, f"{key}={LOOKED_UP}"]) for key in ("name", "paths.runs", "data.path")),
     *((2, None, [STAGE, f"{key}={LOOKED_UP}"]) for key in ("log.wandb_project", "data.captions")),
     *((2, None, [STAGE, f"hydra.{key}={LOOKED_UP}"]) for key in ("run.dir", "verbose")),

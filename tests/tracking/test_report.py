@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from browser import find_chromium, start_browser
-from conftest import SMALL, Command
+from conftest import REPORTED, Command
 from pages import parse
 from PIL import Image
 from small_runs import SAMPLES
@@ -32,7 +32,7 @@ def folder(small_samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     manifest["counts"]["skipped"] = {"shorter than <b>9</b> frames": 2}
     manifest["counts"]["found"] += 2
     (samples / "manifest.json").write_text(json.dumps(manifest))
-    typed = ["stage=pipeline", "pipeline.stages=[post_train,generate]", "name=one", *SMALL]
+    typed = ["stage=pipeline", "pipeline.stages=[post_train,generate]", "name=one", *REPORTED]
     typed += ["data.path=samples/small", f"trainer.max_steps={STEPS}", "trainer.preview_every=6"]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -93,7 +93,7 @@ def test_the_config_table_holds_what_was_typed_and_nothing_else(folder: Path) ->
     changed = {key: (before, now) for key, before, now in rows}
     assert changed["trainer.max_steps"] == ("1000", str(STEPS))
     assert changed["name"] == ("tiny-synthetic", "one")
-    typed = {item.partition("=")[0] for item in SMALL} | {"name", "data.path", "pipeline.stages"}
+    typed = {item.partition("=")[0] for item in REPORTED} | {"name", "data.path", "pipeline.stages"}
     assert set(changed) <= typed
     assert "optim.lr=0.001" in page.sections["config"]
     assert "torch 2." in page.sections["config"]
@@ -213,7 +213,7 @@ def test_both_stages_leave_the_report_out_when_asked_to(
     command: Command, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (run / "report.html").unlink()
-    typed = ["name=one", *SMALL, "data.path=samples/small", f"trainer.max_steps={STEPS + 1}"]
+    typed = ["name=one", *REPORTED, "data.path=samples/small", f"trainer.max_steps={STEPS + 1}"]
     place = run.parent.parent
     trained = command("stage=post_train", *typed, "log.report=false", cwd=place)
     assert trained.code == 0, trained.stderr
