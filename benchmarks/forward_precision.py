@@ -23,8 +23,6 @@ from cosmos_hydra.engines.torch.precision import autocast_for
 from cosmos_hydra.models.transformer import Denoiser, build_transformer
 from cosmos_hydra.overrides import conf_folder
 
-SIGMAS = (0.05, 1.0, 20.0)
-
 
 def build(config: Config, device: torch.device) -> Denoiser:
     """Return a network whose layers keep the size of what goes through them."""
@@ -40,13 +38,17 @@ def build(config: Config, device: torch.device) -> Denoiser:
 
 
 def run(
-    denoiser: Denoiser, config: Config, device: torch.device, precision: Precision, seed: int
+    denoiser: Denoiser,
+    config: Config,
+    device: torch.device,
+    precision: Precision,
+    sigmas: list[float],
 ) -> tuple[torch.Tensor, float]:
     """Return the outputs at all noise levels, and seconds of one pass."""
     model = config.model
     config.parallel.precision = precision
     set_attention(denoiser.transformer, kernel_of(effective_attention(config, device)))
-    generator = torch.Generator(device).manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(0)
     latent_BCFHW = torch.randn(
         1, *latent_shape(config.data, model.latent_channels), generator=generator, device=device
     )
@@ -54,7 +56,7 @@ def run(
     text_BTD = torch.randn(shape, generator=generator, device=device)
     padding_B1HW = torch.zeros(1, 1, *latent_BCFHW.shape[-2:], device=device)
     outputs, spent_s = [], 0.0
-    for sigma in SIGMAS:
+    for sigma in sigmas:
         c_noise_B = torch.full((1,), sigma, device=device).log() / 4
         began_s = now_s(device)
         with autocast_for(precision, device)():
@@ -73,16 +75,16 @@ def now_s(device: torch.device) -> float:
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--sigmas", type=float, nargs="+", default=[0.05, 1.0, 20.0])
     options, typed = parser.parse_known_args()
     schema.register()
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         fixed = ["stage=post_train", "data.source=none", "model.weights.from_scratch=true"]
         config = schema.load(compose("config", [*fixed, *typed]))
     device = pick_device(config.engine.device)
-    torch.manual_seed(options.seed)
+    torch.manual_seed(0)
     denoiser = build(config, device)
-    wanted, spent_s = run(denoiser, config, device, Precision.fp32, options.seed)
+    wanted, spent_s = run(denoiser, config, device, Precision.fp32, options.sigmas)
     print(f"float32: {spent_s:.2f} s")
     scale = wanted.pow(2).mean(dim=(1, 2, 3, 4, 5)).sqrt()
     for name in ("autocast", "bfloat16 weights"):
@@ -90,14 +92,16 @@ def main() -> None:
             for part_name, part in denoiser.transformer.named_children():
                 if part_name != "learnable_pos_embed":
                     part.to(torch.bfloat16)
-        found, spent_s = run(denoiser, config, device, Precision.bf16, options.seed)
+        found, spent_s = run(denoiser, config, device, Precision.bf16, options.sigmas)
         error = (found - wanted).pow(2).mean(dim=(1, 2, 3, 4, 5)).sqrt() / scale
         largest = (found - wanted).abs().amax(dim=(1, 2, 3, 4, 5)) / wanted.abs().amax(
             dim=(1, 2, 3, 4, 5)
         )
         shown = ", ".join(
             f"sigma {sigma:g}: {rms:.1e} rms, {most:.1e} largest"
-            for sigma, rms, most in zip(SIGMAS, error.tolist(), largest.tolist(), strict=True)
+            for sigma, rms, most in zip(
+                options.sigmas, error.tolist(), largest.tolist(), strict=True
+            )
         )
         print(f"{name}: {spent_s:.2f} s; relative error at {shown}")
 
