@@ -1,4 +1,4 @@
-"""One tensor from a .pth file, as the NeMo data module stores samples; the only use of torch.load.
+"""One tensor from a .pth file, as the NeMo data module stores samples.
 
 With weights_only it runs no code, yet a small file can still ask for any memory, or end the
 process: compressed parts, a tensor larger than what it is made of, endlessly nested values.
@@ -34,7 +34,7 @@ def read_pth(path: Path) -> torch.Tensor:
     """Return a floating tensor on the CPU. Raises: ValueError for anything else in the file."""
     size_bytes = size_of(path)
     try:
-        _check_parts(path, size_bytes)
+        check_parts(path, size_bytes, MAX_PICKLE_BYTES)
         tensor = torch.load(path, map_location="cpu", weights_only=True)
     except DAMAGE as error:
         raise ValueError(shown(error)) from error
@@ -47,7 +47,7 @@ def read_pth(path: Path) -> torch.Tensor:
     return tensor.detach()
 
 
-def _check_parts(path: Path, size_bytes: int) -> None:
+def check_parts(path: Path, size_bytes: int, max_pickle_bytes: int) -> None:
     """Refuse an archive that torch.save did not write: it compresses nothing."""
     with zipfile.ZipFile(path) as archive:
         parts = archive.infolist()
@@ -56,5 +56,5 @@ def _check_parts(path: Path, size_bytes: int) -> None:
     if sum(part.file_size for part in parts) > size_bytes:
         raise ValueError("its parts are larger than the file")
     pickles = [part for part in parts if part.filename.lower().endswith(".pkl")]
-    if len(pickles) != 1 or pickles[0].file_size > MAX_PICKLE_BYTES:
+    if len(pickles) != 1 or pickles[0].file_size > max_pickle_bytes:
         raise ValueError("it holds more than a tensor")

@@ -3,7 +3,6 @@
 Neither is ever shown, nor any value of the environment, and errors only by their kind.
 """
 
-import os
 from concurrent.futures import Future
 from importlib import metadata
 from threading import Thread
@@ -14,12 +13,13 @@ from cosmos_hydra.doctor.packages import broken
 from cosmos_hydra.tracking.wandb import has_wandb_key, wandb_host
 
 HUB_TIMEOUT_S = 6.0
-HUB_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 
 def hub(config: Config) -> Finding:
     """Find whether there is a token for the Hub and whether the Hub takes it."""
     from huggingface_hub import constants, get_token
+
+    from cosmos_hydra.hub.client import new_login
 
     token = get_token()
     if token is None and config.model.tokenizer.kind is TokenizerKind.toy:
@@ -34,9 +34,7 @@ def hub(config: Config) -> Finding:
         text = f"present, not tried: the Hub does not answer ({type(error).__name__})"
         return warn(text, "export HF_HUB_OFFLINE=1 to work offline, or look at network and proxy")
     if status in (401, 403):
-        variables = " ".join(name for name in HUB_VARIABLES if os.environ.get(name))
-        before = f"unset {variables}" if variables else "hf auth logout"
-        return fix(f"the Hub refuses it (HTTP {status})", f"{before} && hf auth login")
+        return fix(f"the Hub refuses it (HTTP {status})", new_login())
     if status != 200:
         text = f"present, not tried: the Hub answers HTTP {status}"
         return warn(text, "cosmos-hydra stage=doctor in a few minutes")
