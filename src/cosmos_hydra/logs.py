@@ -24,7 +24,7 @@ QUIET = (
     # where torchao is installed, these warn on import of parts that nothing here uses
     *("torchao", "diffusers.quantizers", "torch.utils._pytree"),
     # these log every address, with the signature that opens it
-    *("huggingface_hub", "httpx", "httpx2", "urllib3"),
+    *("huggingface_hub", "httpx", "httpx2", "httpcore", "httpcore2", "urllib3"),
 )
 logger = logging.getLogger(__name__)
 

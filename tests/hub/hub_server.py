@@ -1,7 +1,7 @@
-"""A Hub on the loopback: the requests that huggingface_hub makes, answered from memory, with faults.
+"""A Hub on the loopback: what huggingface_hub asks, answered from memory, with faults.
 
 `/api/{models,datasets}/REPO/revision/REV` lists files with sizes and hashes, `/REPO/resolve/...`
-gives content by range. Files from LFS_BYTES on are sent on to another address, as the real one does.
+gives content by range. Large files are sent on to another address, as the real one does.
 """
 
 import hashlib
@@ -167,7 +167,9 @@ class Handler(BaseHTTPRequestHandler):
         if self.token not in (None, self.hub.token):
             self.reply(401, b"{}", **{"X-Error-Message": "Invalid credentials"})
         elif repo is None or repo.kind != kind:
-            self.reply(401 if self.token is None else 404, b"{}", **{"X-Error-Code": "RepoNotFound"})
+            self.reply(
+                401 if self.token is None else 404, b"{}", **{"X-Error-Code": "RepoNotFound"}
+            )
         elif repo.needs_token and self.token is None:
             self.reply(401, b"{}")
         elif revision not in (*repo.revisions, repo.commit):
@@ -256,12 +258,20 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
+class QuietServer(ThreadingHTTPServer):
+    """A server that does not mind clients that go away."""
+
+    daemon_threads = True
+
+    def handle_error(self, *arguments: object) -> None:
+        pass
+
+
 @contextmanager
 def serving(hub: Hub) -> Iterator[Hub]:
     """Serve a Hub on a free port of the loopback; its url is set."""
     handler = type("HubHandler", (Handler,), {"hub": hub})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    server.daemon_threads = True
+    server = QuietServer(("127.0.0.1", 0), handler)
     hub.url = f"http://127.0.0.1:{server.server_port}"
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     try:

@@ -3,16 +3,26 @@
 The real huggingface_hub talks to the server; only where it looks, and how long pauses are, differ.
 """
 
+import logging
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import pytest
+from conftest import Outcome
 from hub_server import Hub, Repo, serving
 from huggingface_hub import constants
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
 
+from cosmos_hydra import config as schema
+from cosmos_hydra.errors import CosmosError
 from cosmos_hydra.hub import client
+from cosmos_hydra.job import Job
+from cosmos_hydra.overrides import conf_folder
+from cosmos_hydra.stages.download import run
 
 WEIGHTS = "nvidia/Cosmos-1.0-Diffusion-7B-Text2World"
 TOKENIZER = "nvidia/Cosmos-1.0-Tokenizer-CV8x8x8"
@@ -81,6 +91,30 @@ def released(scale: int = 1) -> dict[str, Repo]:
     return repos
 
 
+@cache
+def _composed(model: str) -> DictConfig:
+    schema.register()
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        return compose("config", ["stage=download", f"model={model}"])
+
+
+@cache
+def config_of(*typed: str, model: str = "7b") -> schema.Config:
+    """Return the config of stage=download with some keys changed; composed once, so it is quick."""
+    return schema.load(OmegaConf.merge(_composed(model), OmegaConf.from_dotlist(list(typed))))
+
+
+class Lines(logging.Handler):
+    """Everything that is logged for the console."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.text = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.text += f"{record.getMessage()}\n"
+
+
 class World:
     """The machine, and the Hub it talks to."""
 
@@ -102,6 +136,20 @@ class World:
         patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         patch.setattr(client, "CHUNK_BYTES", CHUNK)
         patch.setattr(client, "PAUSES_S", (0.01, 0.02, 0.02, 0.02))
+
+    def download(self, *typed: str, model: str = "7b") -> Outcome:
+        """Run the stage without the command line, which takes half a second."""
+        lines, root = Lines(), logging.getLogger("cosmos_hydra")
+        root.addHandler(lines)
+        root.setLevel(logging.INFO)
+        try:
+            run(config_of(*typed, model=model), Job(Path()))
+            return Outcome(0, lines.text, "")
+        except CosmosError as error:
+            return Outcome(error.exit_code, lines.text, str(error))
+        finally:
+            root.removeHandler(lines)
+            root.setLevel(logging.NOTSET)
 
     def snapshot(self, repo: str) -> Path:
         """Return the folder that the files of a repository belong into."""

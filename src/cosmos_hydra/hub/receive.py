@@ -8,9 +8,9 @@ import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import BufferedReader, FileIO
 from pathlib import Path
 from threading import Event
-from typing import BinaryIO
 
 from cosmos_hydra import files
 from cosmos_hydra.errors import StageError
@@ -63,7 +63,7 @@ class Digest:
         if self.file.sha256 is None:
             self.git.update(chunk)
 
-    def read(self, source: BinaryIO) -> None:
+    def read(self, source: FileIO | BufferedReader) -> None:
         """Go on with what is left of an open file."""
         while chunk := source.read(client.CHUNK_BYTES):
             self.add(chunk)
@@ -107,7 +107,7 @@ def _receive(target: Target, watcher: Watcher) -> Digest:
     file, digest = target.file, Digest(target.file)
     partial = target.blob.with_name(f"{target.blob.name}{PARTIAL_SUFFIX}")
     partial.parent.mkdir(parents=True, exist_ok=True)
-    with partial.open("ab+") as out:
+    with partial.open("ab+", buffering=0) as out:
         out.seek(0)
         digest.read(out)
         pauses_s = iter(client.PAUSES_S)
@@ -134,7 +134,7 @@ def _receive(target: Target, watcher: Watcher) -> Digest:
     return digest
 
 
-def _append(target: Target, out: BinaryIO, digest: Digest, watcher: Watcher) -> None:
+def _append(target: Target, out: FileIO, digest: Digest, watcher: Watcher) -> None:
     """Fetch from where the file ends to its end. Raises: ConnectionError when it ends earlier."""
     with client.open_content(target.url, digest.size) as (start, chunks):
         if start < digest.size:  # whoever answers does not know ranges
@@ -145,13 +145,20 @@ def _append(target: Target, out: BinaryIO, digest: Digest, watcher: Watcher) -> 
             if watcher.stop.is_set():
                 raise Stopped
             with files.naming(Path(out.name)):
-                out.write(chunk)
+                _write(out, chunk)
             digest.add(chunk)
             watcher.count(len(chunk))
             if digest.size > target.file.size:
                 return
     if digest.size < target.file.size:
         raise ConnectionError("the content ended early")
+
+
+def _write(out: FileIO, chunk: bytes) -> None:
+    """Write all of a chunk; nothing stays in a buffer, whose failure would come later."""
+    left = memoryview(chunk)
+    while left:
+        left = left[out.write(left) :]
 
 
 def _link(target: Target) -> None:
