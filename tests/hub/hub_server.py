@@ -19,6 +19,7 @@ from urllib.parse import unquote, urlsplit
 LFS_BYTES = 2000
 HANG_S = 20.0
 API = re.compile(r"/api/(model|dataset)s/([^/]+/[^/]+)/revision/(.+)")
+TREE = re.compile(r"/api/(model|dataset)s/([^/]+/[^/]+)/tree/(.+)")
 RESOLVE = re.compile(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 CDN = re.compile(r"/cdn/([0-9a-f]{64})")
 
@@ -153,6 +154,8 @@ class Handler(BaseHTTPRequestHandler):
     def route(self, path: str, fault: Fault | None) -> None:
         if found := API.fullmatch(path):
             self.listing(*found.groups(), fault)
+        elif found := TREE.fullmatch(path):
+            self.tree(*found.groups())
         elif found := RESOLVE.fullmatch(path):
             self.resolve(found, fault)
         elif found := CDN.fullmatch(path):
@@ -193,6 +196,20 @@ class Handler(BaseHTTPRequestHandler):
         if fault is not None and fault.kind == "garbled":
             text = text[: len(text) // 2]
         self.reply(200, text.encode(), **{"Content-Type": "application/json"})
+
+    def tree(self, kind: str, name: str, revision: str) -> None:
+        """List files in the way that snapshot_download asks for from 2.0 on."""
+        repo = self.repo(kind, name, revision)
+        if repo is None:
+            return
+        entries = []
+        for path, content in repo.files.items():
+            one = {"type": "file", "path": path, "size": len(content), "oid": git_sha1(content)}
+            if len(content) >= LFS_BYTES:
+                sha256 = hashlib.sha256(content).hexdigest()
+                one["lfs"] = {"oid": sha256, "size": len(content), "pointerSize": 130}
+            entries.append(one)
+        self.reply(200, json.dumps(entries).encode(), **{"Content-Type": "application/json"})
 
     def resolve(self, found: re.Match[str], fault: Fault | None) -> None:
         kind = "dataset" if found[1] else "model"

@@ -100,7 +100,7 @@ def _composed(model: str) -> DictConfig:
 
 @cache
 def config_of(*typed: str, model: str = "7b") -> schema.Config:
-    """Return the config of stage=download with some keys changed; composed once, so it is quick."""
+    """Return the config of stage=download with some keys changed; do not change it."""
     return schema.load(OmegaConf.merge(_composed(model), OmegaConf.from_dotlist(list(typed))))
 
 
