@@ -56,7 +56,8 @@ class Fault:
     """What goes wrong in the next requests that match.
 
     kind: a status (429, 500, 401 ...), `gated`, `no_repo`, `no_revision`, `no_entry`, `cut` after
-    `after` bytes, `wrong` content of the right size, `hang`, `garbled` JSON, `no_range`, `short`.
+    `after` bytes, `stall` after them, `wrong` content of the right size, `hang`, `garbled` JSON,
+    `no_range`, `short` content.
     """
 
     kind: str
@@ -249,7 +250,8 @@ class Handler(BaseHTTPRequestHandler):
             body = body[: len(body) // 2]
         if start:
             headers["Content-Range"] = f"bytes {start}-{size - 1}/{size}"
-        cut = fault.after if fault is not None and kind == "cut" else None
+        cut = fault.after if fault is not None and kind in ("cut", "stall") else None
+        self.is_stalling = kind == "stall"
         self.reply(206 if start else 200, body, cut, **headers)
 
     def reply(self, status: int, body: bytes, cut: int | None = None, **headers: str) -> None:
@@ -270,6 +272,8 @@ class Handler(BaseHTTPRequestHandler):
         if cut is not None and cut < len(body):
             self.wfile.flush()
             self.close_connection = True
+            if self.is_stalling:
+                self.hub.is_over.wait(HANG_S)
 
     def log_message(self, *arguments: object) -> None:
         pass

@@ -155,10 +155,10 @@ def test_a_pickle_that_is_no_t5_is_refused_and_runs_nothing(
 
 def test_an_archive_that_torch_did_not_write_is_refused(tmp_path: Path) -> None:
     torch.save({"shared.weight": torch.zeros(1000)}, tmp_path / "whole")
-    with zipfile.ZipFile(tmp_path / "whole") as whole:
-        with zipfile.ZipFile(tmp_path / t5.BIN, "w", zipfile.ZIP_DEFLATED) as packed:
-            for part in whole.infolist():
-                packed.writestr(part.filename, whole.read(part))
+    compressed = zipfile.ZipFile(tmp_path / t5.BIN, "w", zipfile.ZIP_DEFLATED)
+    with zipfile.ZipFile(tmp_path / "whole") as whole, compressed as packed:
+        for part in whole.infolist():
+            packed.writestr(part.filename, whole.read(part))
     with pytest.raises(StageError, match=r"cannot be read \(it is compressed\)"):
         t5.convert(tmp_path, tmp_path / "out")
 
