@@ -7,10 +7,13 @@ import pytest
 from conftest import Command
 
 PREPROCESS = "stage=preprocess"
-STAGES = "preprocess, post_train, generate, pipeline, report, doctor, export"
+STAGES = "download, preprocess, post_train, generate, pipeline, report, doctor, export"
 # what is typed, and the line after `cosmos-hydra: `
 MISTAKES = {
-    ("model=8b",): "model=8b does not exist; options: 14b, 7b, tiny; did you mean 7b?",
+    ("model=8b",): (
+        "model=8b does not exist; options: 14b, 14b_video2world, 7b, 7b_video2world, tiny; "
+        "did you mean 7b?"
+    ),
     ("data=foldr",): (
         "data=foldr does not exist; options: folder, robot, synthetic; did you mean folder?"
     ),
@@ -110,7 +113,8 @@ def test_several_problems_are_one_line_each(command: Command, tmp_path: Path) ->
         "cosmos-hydra: data.height=100 is no multiple of 16; use 96 or 112",
         (
             "cosmos-hydra: model.weights.path=null but model=7b is not trained from scratch; "
-            "set it to the folder of the diffusers transformer"
+            "run: cosmos-hydra stage=download model=7b, or set it to the folder of the diffusers "
+            "transformer"
         ),
     ]
 

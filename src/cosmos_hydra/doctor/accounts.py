@@ -10,6 +10,8 @@ from threading import Thread
 from cosmos_hydra.config import Config, TokenizerKind, WandbMode
 from cosmos_hydra.doctor.findings import Finding, fix, ok, warn
 from cosmos_hydra.doctor.packages import broken
+from cosmos_hydra.hub.cache import find
+from cosmos_hydra.hub.sources import model_parts
 from cosmos_hydra.tracking.wandb import has_wandb_key, wandb_host
 
 HUB_TIMEOUT_S = 6.0
@@ -39,6 +41,17 @@ def hub(config: Config) -> Finding:
         text = f"present, not tried: the Hub answers HTTP {status}"
         return warn(text, "cosmos-hydra stage=doctor in a few minutes")
     return ok("accepted by the Hub")
+
+
+def weights(config: Config) -> Finding:
+    """Find whether what the model needs of the Hub was downloaded."""
+    model = config.model
+    parts = model_parts(model).values()
+    missing = [part.name for part in parts if find(part) is None]
+    if missing:
+        advice = f"cosmos-hydra stage=download model={model.name}"
+        return warn(f"not downloaded: {', '.join(missing)}", advice)
+    return ok("downloaded" if parts else f"nothing to download for model={model.name}")
 
 
 def _whoami(endpoint: str, token: str) -> int:
