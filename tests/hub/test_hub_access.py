@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import Command
 from hub_server import Fault
-from hub_world import DOWNLOAD, T5, TOKENIZER, VIDEOS, WEIGHTS, World, world_of
+from hub_world import DOWNLOAD, REFUSED, T5, TOKENIZER, VIDEOS, WEIGHTS, World, world_of
 from huggingface_hub import constants
 
 from cosmos_hydra.hub import client
@@ -161,11 +161,11 @@ def test_a_hub_that_cannot_be_reached(world: World) -> None:
     world.patch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     outcome = world.download("model.tokenizer.path=here")
     assert outcome.stderr == (
-        f"{NAMED}: the Hub does not answer (ConnectError); look at network and proxy, HF_ENDPOINT "
+        f"{NAMED}: the Hub does not answer ({REFUSED}); look at network and proxy, HF_ENDPOINT "
         f"is http://127.0.0.1:9, then run the same command"
     )
     # said while it is being tried again
-    assert outcome.stdout.count("the Hub does not answer (ConnectError); trying again in 0 s") == 3
+    assert outcome.stdout.count(f"the Hub does not answer ({REFUSED}); trying again in 0 s") == 3
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import Command
 from hub_server import Fault, settle
-from hub_world import CHUNK, TOKENIZER, WEIGHTS, World, content, released, world_of
+from hub_world import CHUNK, CUT, TOKENIZER, WEIGHTS, World, content, released, world_of
 
 from cosmos_hydra.hub import client
 
@@ -50,7 +50,7 @@ def test_a_cut_costs_one_chunk_at_most(world: World) -> None:
     world.hub.faults = [Fault("cut", LARGE, after=after) for after in cuts]
     outcome = world.download(*ORIGINAL)
     assert outcome.code == 0
-    assert "the Hub does not answer (RemoteProtocolError); trying again in 0 s" in outcome.stdout
+    assert f"the Hub does not answer ({CUT}); trying again in 0 s" in outcome.stdout
     assert world.fetched(WEIGHTS) == world.expected(WEIGHTS, "model.pt", "config.json")
     settle(world.hub)
     sent = sum(one.sent_bytes for one in world.hub.requests if one.path.startswith("/cdn/"))
@@ -168,7 +168,7 @@ ADVICE = {
     "429": r"the Hub answers HTTP 429( and asks to wait \d+ s)?;",
     "500": r"the Hub answers HTTP 500;",
     "503": r"the Hub answers HTTP 503;",
-    "cut": r"the Hub does not answer \(RemoteProtocolError\);",
+    "cut": rf"the Hub does not answer \({CUT}\);",
     "short": r"the Hub does not answer \(ConnectionError\);",
     "garbled": r"the Hub's answer cannot be understood \(",
     "hang": r"the Hub does not answer \(ReadTimeout\);",

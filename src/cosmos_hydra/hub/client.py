@@ -72,8 +72,11 @@ def list_files(kind: str, repo: str, revision: str) -> Listing:
             repo, repo_type=kind, revision=revision, files_metadata=True, timeout=timeout
         )
         found = [_hub_file(sibling) for sibling in info.siblings]
-    except NETWORK:
-        raise
+    except NETWORK as error:
+        # requests' error of bad JSON is both
+        if status_of(error) is not None or not isinstance(error, ValueError):
+            raise
+        raise Garbled(shown(error)) from error
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise Garbled(shown(error)) from error
     if not COMMIT.fullmatch(info.sha or ""):
@@ -111,7 +114,7 @@ def open_content(url: str, start: int) -> Iterator[tuple[int, Iterator[bytes]]]:
         headers["Range"] = f"bytes={start}-"
     session: Any = get_session()
     timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
-    if hasattr(session, "stream"):
+    if callable(getattr(session, "stream", None)):  # in requests that is a flag
         reply = session.stream("GET", url, headers=headers, timeout=timeout)
     else:
         reply = session.get(url, headers=headers, timeout=timeout, stream=True)
