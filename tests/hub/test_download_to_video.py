@@ -23,7 +23,12 @@ SIZES = (
     *(f"model.text_dim={T5_DIM}", "model.text_tokens=16", "model.max_size=[4,16,16]"),
 )
 MODEL = ("model=7b", *(typed for typed in SMALL if not typed.startswith("model.")), *SIZES)
-CLIP = ("trainer.max_steps=1", "generate.guidance=0", "data.synthetic.num_videos=3")
+CLIP = (
+    "trainer.max_steps=1",
+    "generate.guidance=0",
+    "data.synthetic.num_videos=3",
+    "log.report=false",
+)
 
 
 def files_below(folder: Path) -> dict[str, bytes]:

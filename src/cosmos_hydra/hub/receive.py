@@ -111,13 +111,13 @@ def _receive(target: Target, watcher: Watcher) -> Digest:
         out.seek(0)
         digest.read(out)
         pauses_s = iter(client.PAUSES_S)
+        furthest = digest.size
         while digest.size < file.size:
-            before = digest.size
             try:
                 _append(target, out, digest, watcher)
             except client.NETWORK as error:
-                if digest.size > before:
-                    pauses_s = iter(client.PAUSES_S)
+                if digest.size > furthest:
+                    furthest, pauses_s = digest.size, iter(client.PAUSES_S)
                 pause_s = next(pauses_s, None)
                 if pause_s is None or not client.is_passing(error):
                     raise
