@@ -13,6 +13,7 @@ from cosmos_hydra.config import (
     TokenizerKind,
     WandbMode,
 )
+from cosmos_hydra.hub.sources import download_advice
 from cosmos_hydra.models.size import adapted_layers, linear_layers
 from cosmos_hydra.tracking.wandb import has_wandb_key, wandb_host
 
@@ -46,6 +47,7 @@ def check(config: Config) -> list[str]:
         *_adapters(config),
         *_sources(config),
         *_export(config),
+        *_download(config),
     ]
 
 
@@ -163,8 +165,9 @@ def _model(config: Config) -> Iterator[str]:
     has_weights = model.weights.path or model.weights.from_scratch or config.resume.path
     if trains and not has_weights:
         yield (
-            f"model.weights.path=null but model={model.name} is not trained from scratch; set it "
-            f"to the folder of the diffusers transformer"
+            f"model.weights.path=null but model={model.name} is not trained from scratch; "
+            f"{download_advice(model, model.weights.repo)}set it to the folder of the diffusers "
+            f"transformer"
         )
     encodes = Stage.preprocess in stages
     if encodes and config.data.format is SampleFormat.nemo and model.text_tokens != NEMO_TOKENS:
@@ -174,13 +177,15 @@ def _model(config: Config) -> Iterator[str]:
         )
     if encodes and model.tokenizer.kind is TokenizerKind.cosmos and not model.tokenizer.path:
         yield (
-            "model.tokenizer.path=null but the cosmos tokenizer needs its weights; set it to the "
-            "folder of AutoencoderKLCosmos"
+            f"model.tokenizer.path=null but the cosmos tokenizer needs its weights; "
+            f"{download_advice(model, model.tokenizer.repo)}set it to the folder of "
+            f"AutoencoderKLCosmos"
         )
     if encodes and model.text_encoder.kind is TextEncoderKind.t5 and not model.text_encoder.path:
         yield (
-            "model.text_encoder.path=null but the t5 text encoder needs its weights; set it to "
-            "the folder of the T5 encoder"
+            f"model.text_encoder.path=null but the t5 text encoder needs its weights; "
+            f"{download_advice(model, model.text_encoder.repo)}set it to the folder of the T5 "
+            f"encoder"
         )
 
 
@@ -205,6 +210,26 @@ def _export(config: Config) -> Iterator[str]:
         yield "checkpoint=null; set it to the run, or the step of a run, to export"
     if config.export.path is None:
         yield "export.path=null; set it to the folder to write"
+
+
+def _download(config: Config) -> Iterator[str]:
+    if Stage.download not in config.stages:
+        return
+    if config.stage is Stage.pipeline:
+        yield "pipeline.stages holds download; run stage=download before the pipeline"
+    model = config.model
+    weights, tokenizer, texts = model.weights, model.tokenizer, model.text_encoder
+    lacking = {
+        "weights": not (weights.path or weights.repo or weights.from_scratch),
+        "tokenizer": tokenizer.kind is TokenizerKind.cosmos
+        and not (tokenizer.path or tokenizer.repo),
+        "text_encoder": texts.kind is TextEncoderKind.t5 and not (texts.path or texts.repo),
+    }
+    for section in (name for name, is_lacking in lacking.items() if is_lacking):
+        yield (
+            f"model.{section}.repo=null, so stage=download does not know where to find it; set it "
+            f"to a repository of the Hugging Face Hub, or set model.{section}.path"
+        )
 
 
 def _sources(config: Config) -> Iterator[str]:

@@ -23,6 +23,7 @@ class Choice(Enum):
 
 
 class Stage(Choice):
+    download = "download"
     preprocess = "preprocess"
     post_train = "post_train"
     generate = "generate"
@@ -116,6 +117,11 @@ class ExportDtype(Choice):
     auto = "auto"
     bf16 = "bf16"
     fp32 = "fp32"
+
+
+class Extra(Choice):
+    guardrail = "guardrail"
+    prompt_upsampler = "prompt_upsampler"
 
 
 class ResumeMode(Choice):
@@ -437,6 +443,18 @@ class ExportConfig:
 
 
 @dataclass
+class DownloadConfig:
+    # more to fetch: guardrail, prompt_upsampler (Cosmos-1.0-Prompt-Upsampler-12B-Text2World)
+    extras: list[Extra] = field(default_factory=list)
+    # true = fetch the sample videos of NVIDIA's guide too (Cosmos-NeMo-Assets)
+    sample_videos: bool = False
+    # true = stop after the table of what is open and how much is missing
+    check: bool = False
+    # true = hash again what was fetched before, and fetch what has changed
+    verify: bool = False
+
+
+@dataclass
 class LogConfig:
     # steps between rows in wandb; metrics.jsonl has every step
     every: int = 1
@@ -458,7 +476,8 @@ class PipelineConfig:
 
 @dataclass
 class Config:
-    # what to do: preprocess, post_train, generate, pipeline (all of them), report, export or doctor
+    # what to do: download, preprocess, post_train, generate, pipeline (these three), report, export
+    # or doctor
     stage: Stage = MISSING
     # name of the run; its folder is ${paths.runs}/${name}
     name: str = MISSING
@@ -478,6 +497,7 @@ class Config:
     resume: ResumeConfig = field(default_factory=ResumeConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
+    download: DownloadConfig = field(default_factory=DownloadConfig)
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
     log: LogConfig = field(default_factory=LogConfig)
 

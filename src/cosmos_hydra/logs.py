@@ -20,8 +20,12 @@ from cosmos_hydra.redaction import redact
 
 LINE_INTERVAL_S = 10.0
 STDOUT = 1
-# where torchao is installed, these warn on import of parts that nothing here uses
-QUIET = ("torchao", "diffusers.quantizers", "torch.utils._pytree")
+QUIET = (
+    # where torchao is installed, these warn on import of parts that nothing here uses
+    *("torchao", "diffusers.quantizers", "torch.utils._pytree"),
+    # these log every address, with the signature that opens it
+    *("huggingface_hub", "httpx", "httpx2", "httpcore", "httpcore2", "urllib3"),
+)
 logger = logging.getLogger(__name__)
 
 
@@ -128,14 +132,14 @@ class Progress:
             else None
         )
 
-    def advance(self, **values: float | str) -> None:
-        """Count one more, showing the values."""
-        self.done += 1
+    def advance(self, count: int = 1, /, **values: float | str) -> None:
+        """Count one more, or some, showing the values."""
+        self.done += count
         if values:
             self.values = " ".join(f"{name} {_short(value)}" for name, value in values.items())
         if self.bar is not None:
             self.bar.set_postfix_str(self.values, refresh=False)
-            self.bar.update()
+            self.bar.update(count)
         elif time.monotonic() - self.last_line_s > LINE_INTERVAL_S or self.done == self.total:
             self.last_line_s = time.monotonic()
             logger.info(self.line())

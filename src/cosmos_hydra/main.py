@@ -30,6 +30,7 @@ from cosmos_hydra.changes import flat
 from cosmos_hydra.checks import check, settle
 from cosmos_hydra.claim import claim
 from cosmos_hydra.errors import ConfigError, CosmosError, Preempted, storage_error
+from cosmos_hydra.hub.cache import fill_paths
 from cosmos_hydra.job import Job
 from cosmos_hydra.logs import logging_to
 from cosmos_hydra.overrides import conf_folder, explain, quote_free_text, refuse_null_groups
@@ -38,6 +39,7 @@ from cosmos_hydra.runs import run_directory
 from cosmos_hydra.signals import ending_when_interrupted, ignore_all, leave_after_the_first
 
 STAGES = {
+    schema.Stage.download: "cosmos_hydra.stages.download:run",
     schema.Stage.preprocess: "cosmos_hydra.stages.preprocess:run",
     schema.Stage.post_train: "cosmos_hydra.stages.post_train:run",
     schema.Stage.generate: "cosmos_hydra.stages.generate:run",
@@ -46,7 +48,12 @@ STAGES = {
     schema.Stage.doctor: "cosmos_hydra.stages.doctor:run",
 }
 # these make no run of their own
-LOOKING = (schema.Stage.report, schema.Stage.export, schema.Stage.doctor)
+LOOKING = (
+    schema.Stage.download,
+    schema.Stage.report,
+    schema.Stage.export,
+    schema.Stage.doctor,
+)
 logger = logging.getLogger(__name__)
 
 
@@ -98,6 +105,9 @@ def _run(job: Job, hydra_config: Any) -> object:
     assert job.composed is not None
     config = _load(job.composed)
     messages = settle(config)
+    if config.stage is not schema.Stage.download:
+        trains = schema.Stage.post_train in config.stages
+        fill_paths(config.model, with_weights=trains and config.resume.path is None)
     problems = [*leaks(_settings(config)), *check(config)]
     if problems:
         raise ConfigError(*problems)

@@ -35,29 +35,31 @@ DAMAGE = (
 
 def read_pth(path: Path) -> torch.Tensor:
     """Return a floating tensor on the CPU. Raises: ValueError for anything else in the file."""
-    tensor = _load(path, MAX_PICKLE_BYTES, mmap=False)
+    tensor = _load(path, MAX_PICKLE_BYTES)
     if not isinstance(tensor, torch.Tensor):
         raise ValueError("no tensor")
     return plain(tensor)
 
 
-def read_table(path: Path) -> dict[str, Any]:
+def read_table(path: Path, is_archive: bool = True) -> dict[str, Any]:
     """Return the dict in a file; its tensors are read when they are used.
 
-    What is no tensor is for the caller to look at. Raises: ValueError for anything else in it.
+    A file before torch 1.6, which is no archive, is read at once. What is no tensor is for the
+    caller to look at. Raises: ValueError for anything else in it.
     """
     # Transformer Engine leaves its notes in buffers
     with torch.serialization.safe_globals([io.BytesIO]):
-        table = _load(path, MAX_TABLE_BYTES, mmap=True)
+        table = _load(path, MAX_TABLE_BYTES, is_archive, mmap=is_archive)
     if not isinstance(table, dict) or not all(isinstance(key, str) for key in table):
         raise ValueError("no table of tensors")
     return table
 
 
-def _load(path: Path, max_pickle_bytes: int, mmap: bool) -> Any:
+def _load(path: Path, max_pickle_bytes: int, is_archive: bool = True, mmap: bool = False) -> Any:
     size_bytes = size_of(path)
     try:
-        _check_parts(path, size_bytes, max_pickle_bytes)
+        if is_archive:
+            _check_parts(path, size_bytes, max_pickle_bytes)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except DAMAGE as error:
         raise ValueError(shown(error)) from error

@@ -7,7 +7,7 @@ import pytest
 from conftest import Command
 
 PREPROCESS = "stage=preprocess"
-STAGES = "preprocess, post_train, generate, pipeline, report, doctor, export"
+STAGES = "download, preprocess, post_train, generate, pipeline, report, doctor, export"
 # what is typed, and the line after `cosmos-hydra: `
 MISTAKES = {
     ("model=8b",): (
@@ -113,7 +113,8 @@ def test_several_problems_are_one_line_each(command: Command, tmp_path: Path) ->
         "cosmos-hydra: data.height=100 is no multiple of 16; use 96 or 112",
         (
             "cosmos-hydra: model.weights.path=null but model=7b is not trained from scratch; "
-            "set it to the folder of the diffusers transformer"
+            "run: cosmos-hydra stage=download model=7b, or set it to the folder of the diffusers "
+            "transformer"
         ),
     ]
 

@@ -136,7 +136,8 @@ def test_a_video2world_model_is_neither_trained_nor_sampled() -> None:
 def test_a_released_size_is_not_trained_from_random_weights() -> None:
     message = (
         "model.weights.path=null but model=7b is not trained from scratch; "
-        "set it to the folder of the diffusers transformer"
+        "run: cosmos-hydra stage=download model=7b, or set it to the folder of the diffusers "
+        "transformer"
     )
     assert check(changed(stage="post_train", model="7b")) == [message]
     for key in ("model.weights.path", "resume.path"):
@@ -152,6 +153,20 @@ def test_a_pipeline_without_stages_or_within_itself_is_refused() -> None:
     assert check(changed("pipeline.stages=[preprocess,pipeline]", stage="pipeline")) == [
         "pipeline.stages holds pipeline itself; name the single stages"
     ]
+
+
+def test_a_download_is_no_part_of_a_pipeline_and_needs_a_repository() -> None:
+    assert check(changed("pipeline.stages=[download,preprocess]", stage="pipeline")) == [
+        "pipeline.stages holds download; run stage=download before the pipeline"
+    ]
+    missing = ("model.tokenizer.repo=null", "model.weights.repo=null", "model.weights.path=here")
+    assert check(changed(*missing, stage="download", model="7b")) == [
+        (
+            "model.tokenizer.repo=null, so stage=download does not know where to find it; set it "
+            "to a repository of the Hugging Face Hub, or set model.tokenizer.path"
+        )
+    ]
+    assert check(changed(stage="download")) == []
 
 
 def test_two_sources_of_prompts_are_refused_where_prompts_are_used() -> None:

@@ -46,6 +46,7 @@ class Machine:
         for name in (*VARIABLES, *PROXIES, *map(str.lower, PROXIES)):
             patch.delenv(name, raising=False)
         patch.setattr(constants, "HF_TOKEN_PATH", str(folder / "home/token"))
+        patch.setattr(constants, "HF_HOME", str(folder / "home/hf"))
         patch.setattr(constants, "HF_HUB_CACHE", str(folder / "home/cache"))
         patch.setattr(constants, "HF_HUB_OFFLINE", False)
         patch.setattr(torch, "__version__", "2.11.0+cpu")

@@ -78,6 +78,18 @@ def test_no_token_matters_only_to_released_models(machine: Machine) -> None:
     assert machine.findings(model="7b")["HF token"] == finding
 
 
+def test_weights_that_are_not_there_are_to_be_downloaded(machine: Machine) -> None:
+    assert machine.findings()["weights"] == ok("nothing to download for model=tiny")
+    finding = warn(
+        "not downloaded: transformer (diffusers), tokenizer, text encoder",
+        "cosmos-hydra stage=download model=7b",
+    )
+    assert machine.findings(model="7b")["weights"] == finding
+    paths = [f"model.{name}.path=here" for name in ("weights", "tokenizer")]
+    finding = warn("not downloaded: text encoder", "cosmos-hydra stage=download model=7b")
+    assert machine.findings(*paths, model="7b")["weights"] == finding
+
+
 def test_wandb_needs_a_key_only_to_be_online(machine: Machine) -> None:
     [version] = {machine.findings()["wandb"].text.partition(",")[0]}
     text = f"{version}, has no key, log.wandb=offline needs none"

@@ -57,7 +57,8 @@ def test_a_disk_too_small_for_checkpoints_is_to_be_fixed(machine: Machine) -> No
     (machine.folder / "meminfo").write_text("MemAvailable: 200000000 kB\n")
     machine.patch.setenv("HF_TOKEN", "hf_canary")
     machine.patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    topic, finding = machine.only_problem(model="7b")
+    paths = [f"model.{name}.path=here" for name in ("weights", "tokenizer", "text_encoder")]
+    topic, finding = machine.only_problem(*paths, model="7b")
     assert (topic, finding.level) == ("paths.runs", Level.FIX)
     assert finding.text == "100.0 GB free in runs, but two checkpoints need 171.9"
 

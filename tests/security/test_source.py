@@ -1,4 +1,4 @@
-"""The source itself: nothing in it can run what a file says, and one call reads torch's pickles."""
+"""The source itself: nothing in it can run what a file says, and torch reads weights alone."""
 
 import ast
 from collections.abc import Iterator
@@ -72,7 +72,7 @@ def test_the_source_runs_nothing_that_a_file_says() -> None:
     assert {name: problems for name, problems in found.items() if problems} == {}
 
 
-def test_torch_load_is_called_once_for_weights_only() -> None:
+def test_torch_load_is_called_for_weights_only() -> None:
     loads = [
         (name, keywords(call).get("weights_only"))
         for name, source in sources().items()

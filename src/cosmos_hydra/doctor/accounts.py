@@ -3,7 +3,6 @@
 Neither is ever shown, nor any value of the environment, and errors only by their kind.
 """
 
-import os
 from concurrent.futures import Future
 from importlib import metadata
 from threading import Thread
@@ -11,15 +10,18 @@ from threading import Thread
 from cosmos_hydra.config import Config, TokenizerKind, WandbMode
 from cosmos_hydra.doctor.findings import Finding, fix, ok, warn
 from cosmos_hydra.doctor.packages import broken
+from cosmos_hydra.hub.cache import find
+from cosmos_hydra.hub.sources import model_parts
 from cosmos_hydra.tracking.wandb import has_wandb_key, wandb_host
 
 HUB_TIMEOUT_S = 6.0
-HUB_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 
 def hub(config: Config) -> Finding:
     """Find whether there is a token for the Hub and whether the Hub takes it."""
     from huggingface_hub import constants, get_token
+
+    from cosmos_hydra.hub.client import new_login
 
     token = get_token()
     if token is None and config.model.tokenizer.kind is TokenizerKind.toy:
@@ -34,13 +36,22 @@ def hub(config: Config) -> Finding:
         text = f"present, not tried: the Hub does not answer ({type(error).__name__})"
         return warn(text, "export HF_HUB_OFFLINE=1 to work offline, or look at network and proxy")
     if status in (401, 403):
-        variables = " ".join(name for name in HUB_VARIABLES if os.environ.get(name))
-        before = f"unset {variables}" if variables else "hf auth logout"
-        return fix(f"the Hub refuses it (HTTP {status})", f"{before} && hf auth login")
+        return fix(f"the Hub refuses it (HTTP {status})", new_login())
     if status != 200:
         text = f"present, not tried: the Hub answers HTTP {status}"
         return warn(text, "cosmos-hydra stage=doctor in a few minutes")
     return ok("accepted by the Hub")
+
+
+def weights(config: Config) -> Finding:
+    """Find whether what the model needs of the Hub was downloaded."""
+    model = config.model
+    parts = model_parts(model).values()
+    missing = [part.name for part in parts if find(part) is None]
+    if missing:
+        advice = f"cosmos-hydra stage=download model={model.name}"
+        return warn(f"not downloaded: {', '.join(missing)}", advice)
+    return ok("downloaded" if parts else f"nothing to download for model={model.name}")
 
 
 def _whoami(endpoint: str, token: str) -> int:

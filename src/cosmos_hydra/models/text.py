@@ -15,6 +15,7 @@ import torch
 
 from cosmos_hydra.config import ModelConfig, TextEncoderKind
 from cosmos_hydra.errors import ConfigError, StageError
+from cosmos_hydra.hub.sources import T5_NAMES, download_advice
 from cosmos_hydra.models.identity import (
     TEXT_ENCODER,
     config_of,
@@ -34,7 +35,6 @@ T5_SIZES = {
     "layer_norm_epsilon": float,
     "feed_forward_proj": str,
 }
-TOKENIZERS = ("tokenizer.json", "spiece.model")
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,8 @@ def load_text_encoder(model: ModelConfig, device: torch.device) -> TextEncoder:
     if model.text_encoder.kind is TextEncoderKind.hash:
         return HashTextEncoder(model.text_tokens, model.text_dim)
     if not model.text_encoder.path:
-        raise ConfigError("model.text_encoder.path=null; set it to the folder of the T5 encoder")
+        advice = download_advice(model, model.text_encoder.repo)
+        raise ConfigError(f"{KEY}=null; {advice}set it to the folder of the T5 encoder")
     path = weights_folder(KEY, model.text_encoder.path, TEXT_ENCODER)
     dim = config_of(KEY, path).get("d_model")
     if dim != model.text_dim:
@@ -149,10 +150,10 @@ def _tokenizer_folder(path: Path) -> Path:
     """Return where the T5 tokenizer lies: with the encoder, or beside it as diffusers saves it."""
     folders = (path, path.parent / "tokenizer")
     for folder in folders:
-        if any((folder / name).is_file() for name in TOKENIZERS):
+        if any((folder / name).is_file() for name in T5_NAMES):
             return folder
     raise ConfigError(
-        f"{KEY}={path} holds no tokenizer ({' or '.join(TOKENIZERS)}), "
+        f"{KEY}={path} holds no tokenizer ({' or '.join(T5_NAMES)}), "
         f"nor does {folders[1]}; put the files of the T5 tokenizer into one of them"
     )
 
@@ -166,9 +167,9 @@ def _tokenizer(folder: Path, num_tokens: int) -> Callable[[str], list[int]]:
     from sentencepiece import SentencePieceProcessor
     from tokenizers import Tokenizer
 
-    path = next(folder / name for name in TOKENIZERS if (folder / name).is_file())
+    path = next(folder / name for name in T5_NAMES if (folder / name).is_file())
     try:
-        if path.name == TOKENIZERS[0]:
+        if path.name == T5_NAMES[0]:
             fast = Tokenizer.from_file(str(path))
             fast.no_padding()
             fast.enable_truncation(num_tokens)

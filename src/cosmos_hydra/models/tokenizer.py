@@ -13,6 +13,7 @@ import torch
 
 from cosmos_hydra.config import ModelConfig, TokenizerKind
 from cosmos_hydra.errors import ConfigError
+from cosmos_hydra.hub.sources import download_advice
 from cosmos_hydra.models.identity import TOKENIZER, folder_identity, weights_folder
 from cosmos_hydra.models.pretrained import load_pretrained
 from cosmos_hydra.models.toy_tokenizer import ToyTokenizer
@@ -100,6 +101,9 @@ def load_tokenizer(model: ModelConfig, fitted: Path, device: torch.device) -> To
             )
         return ToyTokenizer.load(fitted)
     if not model.tokenizer.path:
-        raise ConfigError("model.tokenizer.path=null; set it to the folder of AutoencoderKLCosmos")
+        advice = download_advice(model, model.tokenizer.repo)
+        raise ConfigError(
+            f"model.tokenizer.path=null; {advice}set it to the folder of AutoencoderKLCosmos"
+        )
     path = weights_folder("model.tokenizer.path", model.tokenizer.path, TOKENIZER)
     return CosmosTokenizer(path, device)

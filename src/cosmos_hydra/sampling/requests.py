@@ -11,6 +11,7 @@ from cosmos_hydra import files
 from cosmos_hydra.changes import flat
 from cosmos_hydra.config import Config
 from cosmos_hydra.errors import ConfigError
+from cosmos_hydra.hub.cache import fill_paths
 from cosmos_hydra.job import Job
 from cosmos_hydra.overrides import as_typed
 from cosmos_hydra.weights.locate import Located
@@ -42,10 +43,18 @@ def adopt(config: Config, typed: set[str], weights: Located) -> Config:
     ]
     if problems:
         raise ConfigError(*problems)
+    gone = {}
     for key in PLACES:
+        section = getattr(trained.model, key.split(".")[1])
         if key in typed:
-            section = getattr(trained.model, key.split(".")[1])
             section.path = ours[key]
+        elif section.path and not Path(section.path).expanduser().exists():
+            gone[key], section.path = section.path, None  # as it was on another machine
+    # weights are in the checkpoint, unless it has only adapters
+    fill_paths(trained.model, with_weights=weights.checkpoint.peft is not None)
+    for key, path in gone.items():
+        section = getattr(trained.model, key.split(".")[1])
+        section.path = section.path or path
     generate = config.generate
     if "generate.guidance" not in typed:
         generate.guidance = trained.model.default_guidance

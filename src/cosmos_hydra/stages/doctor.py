@@ -25,6 +25,7 @@ CHECKS = (
     Check("data.source", videos.source, needs=("packages", "torch", "decord")),
     Check("HF cache", machine.hub_cache, needs=("packages",)),
     Check("HF token", accounts.hub, needs=("packages",)),
+    Check("weights", accounts.weights, needs=("packages",)),
     Check("wandb", accounts.wandb),
     Check("slurm", machine.slurm),
 )

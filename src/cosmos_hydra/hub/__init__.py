@@ -1,0 +1,1 @@
+"""What a config needs of the Hugging Face Hub: fetched, verified, and found again."""
