@@ -170,6 +170,8 @@ def _model(config: Config) -> Iterator[str]:
             f"transformer"
         )
     encodes = Stage.preprocess in stages
+    if encodes and not config.data.source:
+        yield "data.source=null; set it to the folder of your videos"
     if encodes and config.data.format is SampleFormat.nemo and model.text_tokens != NEMO_TOKENS:
         yield (
             f"data.format=nemo holds texts of {NEMO_TOKENS} tokens but model.text_tokens="

@@ -273,8 +273,8 @@ class DataConfig:
     name: str = MISSING
     # synthetic = rendered robot arm; folder = videos found below data.source
     kind: SourceKind = SourceKind.folder
-    # folder of raw videos, searched recursively
-    source: str = MISSING
+    # folder of raw videos, searched recursively; null = none, samples are there already
+    source: str | None = None
     # folder of processed samples
     path: str = MISSING
     # caption of every video that has none of its own; null = such videos are skipped

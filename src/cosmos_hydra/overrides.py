@@ -174,7 +174,6 @@ def _missing_value(key: str) -> str:
     advice = {
         "stage": "choose stage=preprocess, post_train, generate or pipeline; "
         "or try experiment=quickstart",
-        "data.source": "set it to the folder of your videos",
     }
     return f"{key} is not set; {advice.get(key, 'give it a value')}"
 

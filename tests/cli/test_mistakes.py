@@ -55,7 +55,7 @@ MISTAKES = {
         "data.fit=squeeze has the wrong type; "
         "invalid value 'squeeze', expected one of [crop, pad, stretch]"
     ),
-    (PREPROCESS, "data=folder"): "data.source is not set; set it to the folder of your videos",
+    (PREPROCESS, "data=folder"): "data.source=null; set it to the folder of your videos",
     ("optim.lr=(1",): (
         "optim.lr=(1 is not a valid override; quote the value: 'key=\"some text\"' in the shell"
     ),

@@ -139,6 +139,8 @@ def test_a_decord_that_decodes_wrongly_is_named(machine: Machine) -> None:
 
 def test_a_source_is_counted_or_found_wanting(machine: Machine) -> None:
     advice = "data.source=FOLDER with the folder of your videos"
+    unset = machine.only_problem("data.kind=folder", "data.source=null")
+    assert unset == ("data.source", fix("not set", advice))
     values = ("data.kind=folder", "data.source=videos")
     assert machine.only_problem(*values) == ("data.source", fix("videos is no folder", advice))
     folder = machine.folder / "videos/deep"

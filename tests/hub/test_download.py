@@ -54,7 +54,7 @@ def test_what_a_model_needs_is_fetched_and_nothing_else(world: World, command: C
         f"{WEIGHTS}: fetched and verified, commit {commit} of main; for another one set "
         f"model.weights.revision"
     )
-    assert lines[7:] == [
+    assert lines[7:-1] == [
         f"transformer (diffusers): {world.snapshot(WEIGHTS)}/transformer",
         f"tokenizer: {world.snapshot(TOKENIZER)}/vae",
         f"text encoder: {world.snapshot(WEIGHTS)}/text_encoder",
@@ -113,7 +113,11 @@ def test_each_format_of_weights_is_exactly_its_files(
     assert outcome.code == 0
     assert world.fetched(WEIGHTS) == world.expected(WEIGHTS, *folders)
     lines = outcome.stdout.splitlines()
-    assert lines[-1] == f"transformer ({form}): {world.snapshot(WEIGHTS)}/{place}"
+    where = f"{world.snapshot(WEIGHTS)}/{place}"
+    assert lines[-2] == f"transformer ({form}): {where}"
+    assert lines[-1].startswith(
+        f"next: cosmos-hydra stage=generate model=7b checkpoint={where} data.frames=121 "
+    )
     assert {request.path.split("/")[-1] for request in world.hub.requests} >= {"main"}
     assert not any(TOKENIZER in request.path for request in world.hub.requests)
 
@@ -128,7 +132,7 @@ def test_extras_and_sample_videos_are_fetched_on_request(world: World) -> None:
     place = world.snapshot(VIDEOS)
     assert "datasets--nvidia--Cosmos-NeMo-Assets" in str(place)
     assert outcome.stdout.splitlines()[-1] == (
-        f"next: cosmos-hydra stage=preprocess data=robot data.source={place}"
+        f"next: cosmos-hydra stage=preprocess model=7b data=robot data.source={place}"
     )
 
 

@@ -4,6 +4,7 @@ One process downloads, the same then makes samples, trains and generates without
 """
 
 import json
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -59,6 +60,7 @@ def test_a_download_is_all_that_a_pipeline_and_a_later_generation_need(
 ) -> None:
     outcome = command("stage=download", *MODEL, cwd=world.work)
     assert (outcome.code, outcome.stderr) == (0, "")
+    printed = shlex.split(outcome.stdout.splitlines()[-1].removeprefix("next: "))[1:]
     world.patch.setattr(constants, "HF_HUB_OFFLINE", True)
     count = len(world.hub.requests)
     outcome = command("stage=pipeline", *MODEL, *CLIP, cwd=world.work)
@@ -70,6 +72,10 @@ def test_a_download_is_all_that_a_pipeline_and_a_later_generation_need(
     found = json.loads(manifest.read_text())["config"]["model"]
     assert found["weights"]["path"] == f"{place}/transformer"
     assert found["text_encoder"]["path"] == f"{place}/text_encoder"
+    # the released weights by the printed command, at this clip's size
+    outcome = command(*printed, *MODEL[1:], *CLIP, "generate.out=released", cwd=world.work)
+    assert outcome.code == 0, outcome.stderr
+    assert len(list((world.work / "released").glob("*_seed1_??????.mp4"))) == 1
     assert len(world.hub.requests) == count
 
     # as on another machine, where the cache lies elsewhere

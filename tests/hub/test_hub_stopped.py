@@ -68,7 +68,7 @@ def test_ctrl_c_sigterm_and_kill_cost_a_chunk_at_most(world: World) -> None:
         size = chunks * CHUNK_BYTES
         returncode, stderr, took_s = stopped(world, number, partial, size)
         assert (returncode, stderr) == (code, line)
-        assert took_s < 5  # an answer that does not come is not waited for
+        assert took_s < 9  # an answer that does not come is not waited for
     assert "model.pt" not in world.fetched(WEIGHTS)
     assert world.download(*TYPED[2:]).code == 0
     assert world.fetched(WEIGHTS) == world.expected(WEIGHTS, "model.pt", "config.json")

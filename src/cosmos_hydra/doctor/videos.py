@@ -71,6 +71,8 @@ def source(config: Config) -> Finding:
     given = config.data.source
     if config.data.kind is SourceKind.synthetic:
         return ok("rendered by stage=preprocess, nothing to set")
+    if given is None:
+        return fix("not set", "data.source=FOLDER with the folder of your videos")
     root, until_s, count = Path(given).expanduser(), time.monotonic() + LOOK_S, 0
     if not root.is_dir():
         return fix(f"{given} is no folder", "data.source=FOLDER with the folder of your videos")

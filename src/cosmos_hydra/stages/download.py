@@ -6,14 +6,16 @@ from pathlib import Path
 from huggingface_hub import constants
 
 from cosmos_hydra.claim import claim
-from cosmos_hydra.config import Config
+from cosmos_hydra.config import Config, ModelConfig
 from cosmos_hydra.errors import StageError
 from cosmos_hydra.hub.access import Repository, disk_problem, summary, survey, table
 from cosmos_hydra.hub.cache import Record, converted_folder, find, home, read_record
 from cosmos_hydra.hub.fetch import fetch, verify
-from cosmos_hydra.hub.sources import T5_BIN, VIDEOS, Part, parts_of
+from cosmos_hydra.hub.sources import T5_BIN, VIDEOS, Part, model_parts, parts_of
 from cosmos_hydra.job import Job, command_line
 
+# what the released models make
+RELEASED_CLIP = ("data.frames=121", "data.height=704", "data.width=1280")
 logger = logging.getLogger(__name__)
 
 
@@ -40,7 +42,11 @@ def run(config: Config, job: Job) -> dict[str, Path]:
             _convert(part)
     for one in repositories:
         logger.info(summary(one))
-    return _places(parts)
+    places = _places(parts)
+    next_command = _next(config.model, places)
+    if next_command:
+        logger.info(f"next: {next_command}")
+    return places
 
 
 def _records(parts: list[Part]) -> list[Record]:
@@ -80,7 +86,21 @@ def _places(parts: list[Part]) -> dict[str, Path]:
         assert place is not None
         places[part.name] = place
         logger.info(f"{part.name}: {place}")
-    if VIDEOS in places:
-        typed = command_line("stage=preprocess", "data=robot", f"data.source={places[VIDEOS]}")
-        logger.info(f"next: {typed}")
     return places
+
+
+def _next(model: ModelConfig, places: dict[str, Path]) -> str:
+    """Return what can be done now: samples of the guide's videos, or a video with the weights."""
+    if VIDEOS in places:
+        named = f"model={model.name}"
+        return command_line(
+            "stage=preprocess", named, "data=robot", f"data.source={places[VIDEOS]}"
+        )
+    weights = model_parts(model).get("weights")
+    if weights is None or model.condition_mask:
+        return ""
+    return command_line(
+        *("stage=generate", f"model={model.name}", f"checkpoint={places[weights.name]}"),
+        *RELEASED_CLIP,
+        "generate.prompt=What to show",
+    )

@@ -24,6 +24,7 @@ def find_episodes(data: DataConfig) -> Found:
 
     Raises: StageError for a missing folder or one without videos, ConfigError for a bad table.
     """
+    assert data.source is not None
     root = Path(data.source).expanduser()
     if not root.is_dir():
         raise StageError(f"data.source={data.source} is no folder; set it to your videos")

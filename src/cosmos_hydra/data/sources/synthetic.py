@@ -23,6 +23,7 @@ from cosmos_hydra.seeds import numpy_generator
 
 def render_missing(data: DataConfig) -> None:
     """Render the videos that data.source lacks, each with its caption in a .txt beside it."""
+    assert data.source is not None
     root, wanted = Path(data.source).expanduser(), data.synthetic
     for key, names, known in (
         ("views", wanted.views, VIEWS),
