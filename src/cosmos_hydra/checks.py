@@ -166,8 +166,8 @@ def _model(config: Config) -> Iterator[str]:
     if trains and not has_weights:
         yield (
             f"model.weights.path=null but model={model.name} is not trained from scratch; "
-            f"{download_advice(model, model.weights.repo)}set it to the folder of the diffusers "
-            f"transformer"
+            f"{download_advice(model, model.weights.repo)}set it to weights of diffusers, the "
+            f"original code or NeMo"
         )
     encodes = Stage.preprocess in stages
     if encodes and not config.data.source:

@@ -113,8 +113,8 @@ def test_several_problems_are_one_line_each(command: Command, tmp_path: Path) ->
         "cosmos-hydra: data.height=100 is no multiple of 16; use 96 or 112",
         (
             "cosmos-hydra: model.weights.path=null but model=7b is not trained from scratch; "
-            "run: cosmos-hydra stage=download model=7b, or set it to the folder of the diffusers "
-            "transformer"
+            "run: cosmos-hydra stage=download model=7b, or set it to weights of diffusers, the "
+            "original code or NeMo"
         ),
     ]
 

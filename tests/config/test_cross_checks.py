@@ -136,8 +136,8 @@ def test_a_video2world_model_is_neither_trained_nor_sampled() -> None:
 def test_a_released_size_is_not_trained_from_random_weights() -> None:
     message = (
         "model.weights.path=null but model=7b is not trained from scratch; "
-        "run: cosmos-hydra stage=download model=7b, or set it to the folder of the diffusers "
-        "transformer"
+        "run: cosmos-hydra stage=download model=7b, or set it to weights of diffusers, the "
+        "original code or NeMo"
     )
     assert check(changed(stage="post_train", model="7b")) == [message]
     for key in ("model.weights.path", "resume.path"):

@@ -115,11 +115,14 @@ def test_what_another_tool_downloaded_is_enough_without_the_hub(world: World) ->
     ]
 
 
-RUN = "run: cosmos-hydra stage=download model=7b, or set it to the folder of"
+RUN = "run: cosmos-hydra stage=download model=7b, or set it to"
 NEEDED = {
-    "weights": f"model=7b is not trained from scratch; {RUN} the diffusers transformer",
-    "tokenizer": f"the cosmos tokenizer needs its weights; {RUN} AutoencoderKLCosmos",
-    "text_encoder": f"the t5 text encoder needs its weights; {RUN} the T5 encoder",
+    "weights": (
+        f"model=7b is not trained from scratch; {RUN} weights of diffusers, the original code or "
+        f"NeMo"
+    ),
+    "tokenizer": f"the cosmos tokenizer needs its weights; {RUN} the folder of AutoencoderKLCosmos",
+    "text_encoder": f"the t5 text encoder needs its weights; {RUN} the folder of the T5 encoder",
 }
 
 

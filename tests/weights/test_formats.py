@@ -166,6 +166,10 @@ def test_a_conversion_says_so_on_its_card_and_may_change_the_dtype(
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"- converted from: NeMo checkpoint (zarr) `zarr2` (sha256 {digest})" in card
     assert "derivative model under the [NVIDIA Open Model License]" in card
+    assert "library_name: diffusers" in card
+    asked = [f"checkpoint={path}", "export.path=nemo", "export.format=nemo", *MODEL]
+    assert command("stage=export", *asked, cwd=tmp_path).code == 0
+    assert "library_name" not in (tmp_path / "nemo" / "README.md").read_text()
     asked = [f"checkpoint={path}", "export.path=wide", "export.dtype=fp32", *MODEL]
     assert command("stage=export", *asked, cwd=tmp_path).code == 0
     wide = read_tensors(tmp_path / "wide" / diffusers.WEIGHTS)

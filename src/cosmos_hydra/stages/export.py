@@ -64,7 +64,8 @@ def run(config: Config, job: Job) -> Path:
             shutil.copyfile(weights.tokenizer, folder / weights.tokenizer.name)
         size_bytes = sum(dtypes[name].itemsize * shape.numel() for name, shape in shapes.items())
         difference = found.outcome if found else None
-        exported = Exported(WHAT[export.format], names, size_bytes, difference)
+        library = "diffusers" if export.format is ExportFormat.diffusers else ""
+        exported = Exported(WHAT[export.format], names, size_bytes, difference, library)
         (folder / "README.md").write_text(model_card(weights, model, exported))
     if found is not None:
         found.report()

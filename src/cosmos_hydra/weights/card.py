@@ -31,6 +31,8 @@ class Exported:
     dtypes: str
     size_bytes: int
     difference: Difference | None = None
+    # the library that loads it, for the Hub; empty = none that the Hub knows
+    library: str = ""
 
 
 def model_card(weights: Located, model: ModelConfig, exported: Exported) -> str:
@@ -45,7 +47,8 @@ def model_card(weights: Located, model: ModelConfig, exported: Exported) -> str:
             f"converted from: {weights.format.value} `{weights.path.name}` "
             f"(sha256 {weights.digest}); every number as it is there, but for the dtype"
         )
-        return "\n".join([*_head(model.name, True), _listed(facts), *_licence(True)])
+        head = _head(model.name, exported.library, True)
+        return "\n".join([*head, _listed(facts), *_licence(True)])
     config = schema.from_dict(found.manifest["config"])
     began = list(_lineage(found.manifest.get("base")))
     is_derived = bool(began) and not began[-1].startswith("random")
@@ -58,14 +61,15 @@ def model_card(weights: Located, model: ModelConfig, exported: Exported) -> str:
         )
     facts.append(f"data: `{config.data.name}`, manifest hash {found.manifest['data']}")
     training = ["## Training\n", _listed(_numbers(config))]
-    return "\n".join(
-        [*_head(config.name, is_derived), _listed(facts), *training, *_licence(is_derived)]
-    )
+    head = _head(config.name, exported.library, is_derived)
+    return "\n".join([*head, _listed(facts), *training, *_licence(is_derived)])
 
 
-def _head(name: str, is_derived: bool) -> list[str]:
+def _head(name: str, library: str, is_derived: bool) -> list[str]:
+    facts = OTHER_LICENSE if is_derived else ""
+    facts += f"library_name: {library}\n" if library else ""
     return [
-        f"---\n{OTHER_LICENSE if is_derived else ''}library_name: diffusers\n---\n",
+        *([f"---\n{facts}---\n"] if facts else []),
         f"# {name}\n",
         "A video diffusion transformer, exported by cosmos-hydra.\n",
     ]
