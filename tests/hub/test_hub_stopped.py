@@ -46,6 +46,8 @@ def stopped(world: World, number: int, partial: Path, size: int) -> tuple[int, s
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        # ignored in what a shell started in the background, and so in its children
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     end_s = time.monotonic() + LIMIT_S
     while not (partial.is_file() and partial.stat().st_size == size):
