@@ -25,9 +25,17 @@ from cosmos_hydra.reading import shown
 from cosmos_hydra.redaction import is_secret, leaks
 
 # what Hydra may instantiate
+OURS = "hydra_plugins.cosmos_launchers"
 ALLOWED = {
-    "hydra.launcher._target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
-    "hydra.sweeper._target_": "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
+    "hydra.launcher._target_": {
+        "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
+        f"{OURS}.local.LocalLauncher",
+    },
+    "hydra.sweeper._target_": {
+        "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
+        f"{OURS}.grid.GridSweeper",
+        f"{OURS}.search.OptunaSweeper",
+    },
 }
 CALLING = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
 # interpolations as usually written; however written, the resolvers refuse them
@@ -123,7 +131,7 @@ def _calls(value: Any, key: str) -> Iterator[str]:
     if isinstance(value, dict):
         for name, part in value.items():
             inner = f"{key}.{name}" if key else str(name)
-            if name in CALLING and part != ALLOWED.get(inner):
+            if name in CALLING and part not in ALLOWED.get(inner, ()):
                 yield f"{shown(inner)} is refused: nothing in a config is called; leave it out"
             else:
                 yield from _calls(part, inner)
