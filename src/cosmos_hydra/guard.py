@@ -21,6 +21,7 @@ from omegaconf.resolvers import oc
 
 from cosmos_hydra.changes import flat
 from cosmos_hydra.errors import ConfigError
+from cosmos_hydra.overrides import explain
 from cosmos_hydra.reading import shown
 from cosmos_hydra.redaction import is_secret, leaks
 
@@ -58,6 +59,7 @@ def install() -> None:
     """
     _surround(ConfigRepository, "initialize_sources", _check_folders)
     _surround(ConfigLoaderImpl, "load_configuration", _check_composed)
+    _surround(ConfigLoaderImpl, "load_sweep_config", _explain_job)
     # of --experimental-rerun, which unpickles a file
     entry: Any = importlib.import_module("hydra.main")
     entry._get_rerun_conf = _refuse_rerun
@@ -104,6 +106,14 @@ def _check_composed(compose: Callable[[], DictConfig], *_: object) -> DictConfig
     if problems:
         raise ConfigError(*problems)
     return composed
+
+
+def _explain_job(compose: Callable[[], DictConfig], *given: Any) -> DictConfig:
+    """Raise ConfigError for a job of a sweep, which launchers know by its exit code."""
+    try:
+        return compose()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise explain(error, given[1] if len(given) > 1 else []) from error
 
 
 def examine(composed: DictConfig) -> list[str]:

@@ -29,7 +29,7 @@ from cosmos_hydra import config as schema
 from cosmos_hydra import files, guard, place
 from cosmos_hydra.changes import flat
 from cosmos_hydra.checks import check, settle
-from cosmos_hydra.claim import claim
+from cosmos_hydra.claim import claim, waiting_for_others
 from cosmos_hydra.errors import ConfigError, CosmosError, Preempted, StageError, storage_error
 from cosmos_hydra.job import Job
 from cosmos_hydra.logs import logging_to
@@ -109,6 +109,7 @@ def _run(job: Job, hydra_config: Any) -> object:
             stack.enter_context(claim(here / files.LOCK, str(here)))
             files.remove_leftovers(here, here / ".hydra", here / "previews")
         if hydra_config.mode is RunMode.MULTIRUN:
+            stack.enter_context(waiting_for_others())
             logger.info(f"== job {hydra_config.job.num}: {job.directory} ==")
         for message in messages:
             logger.warning(message)

@@ -25,7 +25,8 @@ class JobError(Exception):
         """Return an error in words: those with an exit code speak for themselves."""
         if hasattr(error, "exit_code"):
             return cls(str(error), error.exit_code)
-        return cls(f"{type(error).__name__}: {error}".rstrip(": "))
+        first = (str(error).splitlines() or [""])[0]
+        return cls(f"{type(error).__name__}: {first}".rstrip(": "))
 
     def __str__(self) -> str:
         return self.text
@@ -103,3 +104,10 @@ def refuse_hopeless(
         finally:
             HydraConfig.instance().cfg = before
     raise kind(*problems)
+
+
+def exit_code(results: Sequence[JobReturn]) -> int:
+    """Return the exit code of a sweep: 2 if all that failed have a wrong config, else 1; or 0."""
+    failures = [job._return_value for job in results if job.status is JobStatus.FAILED]
+    codes = {getattr(failure, "exit_code", 1) for failure in failures}
+    return 0 if not codes else CONFIG if codes == {CONFIG} else 1

@@ -12,12 +12,11 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
-from hydra.core.utils import JobStatus
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from hydra_plugins.cosmos_launchers._jobs import CONFIG, refuse_hopeless
+from hydra_plugins.cosmos_launchers._jobs import exit_code, refuse_hopeless
 
 
 @dataclass
@@ -59,8 +58,7 @@ class GridSweeper(Sweeper):
         [jobs] = BasicSweeper.split_arguments(parser.parse_overrides(typed), None)
         refuse_hopeless(self.hydra_context, self.task_function, self.config, jobs)
         results = self.launcher.launch(jobs, initial_job_idx=0)
-        failures = [job._return_value for job in results if job.status is JobStatus.FAILED]
-        codes = {getattr(failure, "exit_code", 1) for failure in failures}
-        if codes:
-            sys.exit(CONFIG if codes == {CONFIG} else 1)
+        code = exit_code(results)
+        if code:
+            sys.exit(code)
         return [results]

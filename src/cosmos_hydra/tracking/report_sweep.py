@@ -67,7 +67,7 @@ def write_sweep_report(folder: Path) -> Path:
     """Write sweep.html into the folder of a sweep and return its path."""
     path = folder / "sweep.html"
     jobs, fixed = _read(folder)
-    sections = {"Learning": _learning(jobs), "Jobs": _table(jobs), "Config": _config(fixed)}
+    sections = {"Learning": _learning(jobs), "Jobs": _table(folder, jobs), "Config": _config(fixed)}
     shown = {title: section(title, body) for title, body in sections.items() if body}
     name = f"{folder.resolve().parent.name} \N{MIDDLE DOT} {folder.resolve().name}"
     header = _header(name, folder, jobs)
@@ -143,7 +143,8 @@ def _verdict(ranked: list[SweepJob]) -> str:
 def _learning(jobs: list[SweepJob]) -> Html:
     readings = {
         ("val_loss", "Validation loss"): "Held-out clips at fixed noise; lower is better.",
-        ("loss", "Training loss"): "Means of neighbouring steps. Every step draws other noise.",
+        ("loss", "Training loss"): "It jumps, since every step draws other noise levels; of long "
+        "runs the means of neighbouring steps are shown.",
     }
     figures = []
     for (name, title), reading in readings.items():
@@ -161,7 +162,7 @@ def _curve(job: SweepJob, name: str) -> plots.Curve:
     return plots.Curve(job.label, job.colour, steps, values, not job.is_ok)
 
 
-def _table(jobs: list[SweepJob]) -> Html:
+def _table(folder: Path, jobs: list[SweepJob]) -> Html:
     keys = list(jobs[0].swept) if jobs else []
     head = ("Job", *keys, "Validation loss", "Steps", "Time", "Peak memory", "Run")
     rows = []
@@ -176,10 +177,19 @@ def _table(jobs: list[SweepJob]) -> Html:
                 None if step is None else f"{step:,.0f}",
                 None if time_s is None else _duration(time_s),
                 None if peak_gb is None else f"{peak_gb:.2f} GB",
-                job.cells["run"] if job.is_ok else f"{job.cells['status']}: {job.cells['error']}",
+                _run(folder, job),
             )
         )
     return table(head, rows, numbers=range(1, len(head) - 1)) if rows else Html()
+
+
+def _run(folder: Path, job: SweepJob) -> Any:
+    """Return where to look further: why a job failed, or its own report."""
+    if not job.is_ok:
+        return f"{job.cells['status']}: {job.cells['error']}"
+    report = Path(job.cells["run"], "report.html")
+    is_there = (folder / report).is_file()
+    return element("a", "report", href=str(report)) if is_there else job.cells["run"]
 
 
 def _config(fixed: dict[str, str]) -> Html:
