@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from conftest import SMALL, Command, Outcome
 from pages import parse
-from small_runs import SAMPLES
+from small_runs import SAMPLES, small_config, train
 
 from cosmos_hydra import runs
 from cosmos_hydra.claim import claim
@@ -51,6 +51,13 @@ def folder_of(cwd: Path) -> Path:
 def lines_of(folder: Path) -> list[dict[str, str]]:
     with (folder / "sweep.csv").open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _warm(small_samples: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Train once in this process: the jobs, its forks, then have imported what they need."""
+    config = small_config(small_samples, "trainer.max_steps=1")
+    train(config, tmp_path_factory.mktemp("warm") / "run")
 
 
 @pytest.fixture
@@ -104,9 +111,10 @@ def test_the_table_is_sorted_by_validation_loss_and_ends_with_what_to_type(
     for plot in page.plots().values():
         assert all(f">optim.lr={rate}<" in plot for rate in ("0.001", "0.0001", "1e+30"))
     assert [row[0] for row in page.rows["jobs"][1:]] == ["\n2", "\n0", "\n1"]
-    assert f"optim.lr=0.001 is best, with a validation loss of {losses[0]:.4f}" in page.sections[
-        "header"
-    ]
+    assert (
+        f"optim.lr=0.001 is best, with a validation loss of {losses[0]:.4f}"
+        in page.sections["header"]
+    )
 
 
 def test_a_job_that_dies_in_any_way_costs_the_others_nothing(
@@ -202,8 +210,11 @@ def test_a_signal_ends_the_sweep_after_the_job_has_saved_and_the_folder_goes_on(
     number: signal.Signals,
     code: int,
 ) -> None:
+    pressed = tmp_path / "pressed"
+
     def interrupt(trainer: Any) -> None:
-        if trainer.config.seed == 1 and trainer.step == 1:
+        if trainer.config.seed == 1 and trainer.step == 1 and not pressed.exists():
+            pressed.touch()
             os.kill(os.getppid(), number)
             time.sleep(0.5)
 
@@ -220,6 +231,8 @@ def test_a_signal_ends_the_sweep_after_the_job_has_saved_and_the_folder_goes_on(
     *_, use, on = outcome.stdout.splitlines()
     assert use == f"use it: cosmos-hydra stage=generate checkpoint={jobs_place(folder)}/0"
     assert on == f"go on: the same command with hydra.sweep.dir={jobs_place(folder)}"
+    if number != signal.SIGINT:  # the rest is the same
+        return
 
     again = run_sweep(
         command, small_samples, tmp_path, *typed, f"hydra.sweep.dir={jobs_place(folder)}"
@@ -241,9 +254,8 @@ def test_a_pipeline_makes_its_samples_once_and_jobs_at_once_wait_for_each_other(
     command: Command, small_samples: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(small_samples / "samples", tmp_path / "samples")
-    (tmp_path / SAMPLES / "manifest.json").unlink()
+    shutil.rmtree(tmp_path / SAMPLES)
     layout = Layout(tmp_path / SAMPLES, SampleFormat.safetensors)
-    (layout.folder / "0.safetensors").unlink()
     held = threading.Event()
 
     def hold() -> None:
@@ -270,12 +282,21 @@ def test_a_pipeline_makes_its_samples_once_and_jobs_at_once_wait_for_each_other(
 
 
 def test_sweep_lr_is_a_sweep_without_m_and_typed_values_replace_its_own(
-    command: Command, tmp_path: Path
+    command: Command, small_samples: Path, tmp_path: Path
 ) -> None:
-    typed = ("stage=doctor", "sweep=lr")
-    outcome = command(*typed, "optim.lr=1e-4,1e-3", cwd=tmp_path)
-    assert "sweep=lr" not in outcome.stderr
-    assert [job["optim.lr"] for job in lines_of(folder_of(tmp_path))] == ["0.0001", "0.001"]
+    typed = (*TRAIN, f"data.path={small_samples / SAMPLES}", "trainer.max_steps=1", "sweep=lr")
+    lighter = ("trainer.validate_every=0", "trainer.save_every=0", "log.report=false")
+    outcome = command(*typed, *lighter, "optim.lr=1e-4,1e-3", cwd=tmp_path)
+    assert (outcome.code, outcome.stderr) == (0, "")
+    assert table_of(outcome) == [
+        "sweep tiny-synthetic/DATE  2 jobs, 2 ok, 0:00 wall",
+        "  #  optim.lr  step  time  peak GB  run",
+        f"  0    0.0001     1  0:00      0.0  {PLACE}/DATE/0",
+        f"  1     0.001     1  0:00      0.0  {PLACE}/DATE/1",
+    ]
+    described = json.loads((folder_of(tmp_path) / "0/run.json").read_text())
+    assert "optim.lr=0.0001" in described["command"]
+    assert "sweep=lr" not in described["command"]
     composed = command(*typed, "--cfg", "hydra", "-p", "hydra.sweeper.params", cwd=tmp_path)
     assert composed.stdout.splitlines()[1] == "optim.lr: 3e-7,1e-6,3e-6"
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-LONGEST = 120  # characters of a cause; sweep.csv has all of it
+LONGEST, WIDEST = 120, 40  # characters of a cause and of a value; sweep.csv has all of them
 METRIC = "metric: val_loss, lower is better"
 
 
@@ -70,7 +70,7 @@ def short(value: str | None) -> str:
     try:
         return value if len(value) <= 8 else f"{float(value):.4g}"
     except ValueError:
-        return value
+        return _cut(value, WIDEST)
 
 
 def _number(value: float | None, form: str) -> str:
@@ -78,8 +78,11 @@ def _number(value: float | None, form: str) -> str:
 
 
 def _cause(job: Any) -> str:
-    text = f"{job.status}: {job.error}"
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
+    return _cut(f"{job.status}: {job.error}", LONGEST)
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
 def _aligned(columns: Sequence[tuple[str, Sequence[str]]]) -> list[str]:

@@ -21,6 +21,7 @@ SIZE_INCH = (4.6, 2.7)
 MAX_POINTS = 80
 FEW_POINTS = 20  # up to here each point is marked
 WIDE_RANGE = 30.0  # a highest value over a lowest one from which an axis is logarithmic
+WIDE_RANGE_OF_JOBS = 10.0  # sooner, since they differ most where they are low
 INK, MUTED, RULE = "#1f2933", "#5c6773", "#e4e7eb"
 NETWORK, FIRST, GAUSSIAN, LINEAR, SKIPPED = "#1d4ed8", "#93b4f5", "#d97706", "#8a8f98", "#c81e1e"
 JOBS = ("#1d4ed8", "#d97706", "#0d9488", "#be185d", "#7c3aed", "#4d7c0f", "#0891b2", "#78716c")
@@ -174,14 +175,14 @@ def plot_sigmas(rows: list[Row]) -> str | None:
 
 
 def plot_jobs(curves: list[Curve], is_averaged: bool) -> str:
-    """Return a curve a job over steps as the URI of a picture; failed jobs are dashed.
+    """Return a curve a job, the first on top, as the URI of a picture; failed jobs are dashed.
 
     The axis shows what differs: it need not begin at 0, and is logarithmic over a wide range.
     """
     with rc_context(STYLE):
         figure, axis = _axis("step")
         lowest, highest, last = np.inf, -np.inf, 0.0
-        for curve in curves:
+        for order, curve in enumerate(curves):
             is_known = np.isfinite(curve.values)
             steps, values = curve.steps[is_known], curve.values[is_known]
             if not len(steps):
@@ -190,12 +191,13 @@ def plot_jobs(curves: list[Curve], is_averaged: bool) -> str:
                 parts = _parts(steps, values)
                 steps, values = np.array([(s.mean(), v.mean()) for s, v in parts]).T
             line = (0, (3, 1.5)) if curve.is_failed else "-"
-            mark = "o" if len(steps) <= FEW_POINTS else ""
+            mark = "o" if len(steps) <= FEW_POINTS else None
             label = curve.label if len(curves) <= MOST_IN_LEGEND else None
-            axis.plot(steps, values, mark, linestyle=line, color=curve.colour, label=label)
+            style = {"linestyle": line, "marker": mark, "color": curve.colour, "label": label}
+            axis.plot(steps, values, zorder=3 - order / len(curves), **style)
             lowest, highest = min(lowest, values.min()), max(highest, values.max())
             last = max(last, steps[-1])
-        if 0 < lowest and highest > WIDE_RANGE * lowest:
+        if 0 < lowest and highest > WIDE_RANGE_OF_JOBS * lowest:
             axis.set_yscale("log")
         if len(curves) <= MOST_IN_LEGEND:
             _legend(axis)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cosmos_hydra import files
+from cosmos_hydra.errors import StageError
 from cosmos_hydra.job import command_line
 from cosmos_hydra.tracking import metrics
 from cosmos_hydra.tracking import report_plots as plots
@@ -28,7 +29,7 @@ from cosmos_hydra.tracking.report_html import (
 from cosmos_hydra.tracking.report_run import Row, column
 
 FILE = "sweep.csv"
-LAST_COLUMN = "error"  # before those of overrides
+COLUMNS = ("number", "status", "val_loss", "step", "time_s", "peak_gb", "run", "error")
 
 
 @dataclass(frozen=True)
@@ -76,12 +77,19 @@ def write_sweep_report(folder: Path) -> Path:
 
 
 def _read(folder: Path) -> tuple[list[SweepJob], dict[str, str]]:
-    """Return the jobs, and the overrides that all of them have."""
-    with (folder / FILE).open(newline="", errors="replace") as file:
-        reader = csv.DictReader(file, restval="")
-        lines = list(reader)
-    names = list(reader.fieldnames or [])
-    known, keys = names[: names.index(LAST_COLUMN) + 1], names[names.index(LAST_COLUMN) + 1 :]
+    """Return the jobs, and the overrides that all of them have.
+
+    Raises: StageError when sweep.csv is damaged.
+    """
+    try:
+        with (folder / FILE).open(newline="", errors="replace") as file:
+            reader = csv.DictReader(file, restval="")
+            names, lines = list(reader.fieldnames or []), list(reader)
+    except csv.Error:
+        names = []
+    if names[: len(COLUMNS)] != list(COLUMNS):
+        raise StageError(f"{folder / FILE} is damaged; run the sweep again")
+    keys = names[len(COLUMNS) :]
     values = {key: [line[key] for line in lines] for key in keys}
     swept = [key for key in keys if len(set(values[key])) > 1]
     fixed = {key: values[key][0] for key in keys if key not in swept and lines}
@@ -90,7 +98,7 @@ def _read(folder: Path) -> tuple[list[SweepJob], dict[str, str]]:
     colours = dict(zip(started, plots.job_colours(len(lines)), strict=True))
     jobs = [
         SweepJob(
-            cells={name: line[name] for name in known},
+            cells={name: line[name] for name in COLUMNS},
             rows=metrics.read(folder / line["run"] / "metrics.jsonl"),
             colour=colours[index],
             swept={key: line[key] for key in swept},
@@ -152,7 +160,8 @@ def _learning(jobs: list[SweepJob]) -> Html:
         if any(len(curve.steps) for curve in curves):
             uri = plots.plot_jobs(curves, is_averaged=name == "loss")
             failed = " Dashed: failed." if any(not job.is_ok for job in jobs) else ""
-            figures.append(plot(title, uri, f"{reading}{failed}"))
+            legend = " Colours as in the table." if len(jobs) > plots.MOST_IN_LEGEND else ""
+            figures.append(plot(title, uri, f"{reading}{failed}{legend}"))
     return element("div", *figures, class_="plots") if figures else Html()
 
 
@@ -180,7 +189,9 @@ def _table(folder: Path, jobs: list[SweepJob]) -> Html:
                 _run(folder, job),
             )
         )
-    return table(head, rows, numbers=range(1, len(head) - 1)) if rows else Html()
+    texts = [i for i, key in enumerate(keys, 1) if any(map(_is_text, (j.swept[key] for j in jobs)))]
+    numbers = [i for i in range(1, len(head) - 1) if i not in texts]
+    return table(head, rows, numbers) if rows else Html()
 
 
 def _run(folder: Path, job: SweepJob) -> Any:
@@ -201,10 +212,17 @@ def _config(fixed: dict[str, str]) -> Html:
 
 def _short(value: str) -> str:
     """Return an override's value; a long number, as a search draws it, with four digits."""
-    try:
-        return value if len(value) <= 8 else f"{float(value):.4g}"
-    except ValueError:
+    if _is_text(value):
         return value or "\N{EN DASH}"
+    return value if len(value) <= 8 else f"{float(value):.4g}"
+
+
+def _is_text(value: str) -> bool:
+    try:
+        float(value)
+    except ValueError:
+        return True
+    return False
 
 
 def _duration(seconds: float) -> str:

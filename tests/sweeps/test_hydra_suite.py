@@ -1,0 +1,35 @@
+"""Hydra's own tests of launchers, on ours."""
+
+import pytest
+from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
+from hydra.test_utils.launcher_common_tests import (
+    BatchedSweeperTestSuite,
+    IntegrationTestSuite,
+    LauncherTestSuite,
+)
+
+
+def test_hydra_finds_the_launcher() -> None:
+    names = [launcher.__name__ for launcher in Plugins.instance().discover(Launcher)]
+    assert "LocalLauncher" in names
+
+
+@pytest.mark.parametrize(("launcher_name", "overrides"), [("cosmos_local", [])])
+class TestLauncher(LauncherTestSuite):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("launcher_name", "overrides"), [("cosmos_local", ["hydra.sweeper.max_batch_size=2"])]
+)
+class TestBatches(BatchedSweeperTestSuite):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("task_launcher_cfg", "extra_flags"),
+    [({"defaults": [{"override hydra/launcher": "cosmos_local"}]}, ["-m"])],
+)
+class TestIntegration(IntegrationTestSuite):
+    pass
