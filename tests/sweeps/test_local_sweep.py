@@ -23,6 +23,8 @@ from cosmos_hydra.claim import claim
 from cosmos_hydra.config import SampleFormat
 from cosmos_hydra.data.store import Layout
 
+METRIC = "metric: val_loss, lower is better"
+WRONG_TYPE = "has the wrong type; value 'a' of type 'str' could not be converted to Integer"
 PLACE = "runs/sweeps/tiny-synthetic"
 TRAIN = ("stage=post_train", *SMALL, "trainer.max_steps=2", "trainer.validate_every=1")
 Hook = Callable[[str, Callable[[Any], None]], None]
@@ -89,8 +91,7 @@ def test_the_table_is_sorted_by_validation_loss_and_ends_with_what_to_type(
     losses = [float(job["val_loss"]) for job in jobs[:2]]
     assert losses == sorted(losses)
     assert table_of(outcome) == [
-        "sweep tiny-synthetic/DATE  3 jobs, 2 ok, 1 failed, 0:00 wall      "
-        "metric: val_loss, lower is better",
+        f"sweep tiny-synthetic/DATE  3 jobs, 2 ok, 1 failed, 0:00 wall      {METRIC}",
         "  #  optim.lr  val_loss  step  time  peak GB  run",
         f"  2     0.001    {losses[0]:.4f}     2  0:00      0.0  {PLACE}/DATE/2  <- best",
         f"  0    0.0001    {losses[1]:.4f}     2  0:00      0.0  {PLACE}/DATE/0",
@@ -162,8 +163,7 @@ def test_a_job_that_dies_in_any_way_costs_the_others_nothing(
         ("trainer.max_steps=0,1", "trainer.max_steps=0 is too small; at least 1"),
         (
             "trainer.max_steps=a,1",
-            "trainer.max_steps=a has the wrong type; value 'a' of type 'str' could not be "
-            "converted to Integer",
+            f"trainer.max_steps=a {WRONG_TYPE}",
         ),
     ],
 )

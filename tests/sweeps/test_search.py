@@ -66,7 +66,8 @@ def test_what_is_wrong_with_every_trial_is_said_before_there_is_a_study(
     command: Command, small_samples: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("optuna")
-    refused = search(command, small_samples, tmp_path, 2, "data.frames=0")
+    searched = ("optim.weight_decay=interval(0,1)", "trainer.keep=range(1,3)", "seed=1,2")
+    refused = search(command, small_samples, tmp_path, 2, "data.frames=0", *searched)
     message = "data.frames=0 is too small; at least 1"
     assert (refused.code, refused.stderr) == (2, f"cosmos-hydra: {message}\n")
     assert list(tmp_path.iterdir()) == []

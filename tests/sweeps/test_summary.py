@@ -57,10 +57,10 @@ def test_jobs_on_gpus_as_text(
     ]
     assert summarise(folder, jobs, wall_s=9000.0) == 1
     place = "sweeps/lr/2026-11-22_1928"
+    counts = "5 jobs, 3 ok, 1 failed, 1 lost, 2:30:00 wall, 20.4 GPU-h"
     shown = f"failed: {cause}"[:117] + "..."
     assert capsys.readouterr().out.splitlines() == [
-        "sweep lr/2026-11-22_1928  5 jobs, 3 ok, 1 failed, 1 lost, 2:30:00 wall, 20.4 GPU-h      "
-        "metric: val_loss, lower is better",
+        f"sweep lr/2026-11-22_1928  {counts}      metric: val_loss, lower is better",
         "  #  optim.lr  val_loss  step   time  peak GB  run",
         f"  1     3e-05    0.1423    20  38:13     61.4  {place}/1  <- best",
         f"  2     1e-04    0.1487    20  38:14     61.4  {place}/2",

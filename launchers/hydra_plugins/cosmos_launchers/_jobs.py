@@ -59,7 +59,7 @@ class Failed(JobReturn):
         return self._return_value
 
     @property
-    def return_value(self) -> NoReturn:  # type: ignore[override]
+    def return_value(self) -> NoReturn:
         raise self.error
 
 

@@ -65,7 +65,7 @@ class LocalLauncher(Launcher):
     def _run(self, running: Children, number: int, overrides: Sequence[str]) -> JobReturn:
         began_s = time.monotonic()
         folder = Path(str(self.config.hydra.sweep.dir), str(number))
-        result: JobReturn = Failed()
+        result: JobReturn
         try:
             config = compose_job(self.hydra_context, self.config, overrides, number)
             folder = Path(str(config.hydra.sweep.dir), str(config.hydra.sweep.subdir))
@@ -76,18 +76,18 @@ class LocalLauncher(Launcher):
             if not hasattr(error, "exit_code"):
                 raise
             result = Failed.because(JobError.of(error))
-        error = result.error if isinstance(result, Failed) else None
-        for line in str(error).splitlines() if error else ():
+        why = result.error if isinstance(result, Failed) else None
+        for line in str(why).splitlines() if why else ():
             sys.stderr.write(f"{self.config.hydra.job.name}: job {number}: {line}\n")
         job = Job(
             number=number,
             overrides=tuple(overrides),
             directory=folder,
-            status=error.status if error else "ok",
-            error=error.line if error else None,
+            status=why.status if why else "ok",
+            error=why.line if why else None,
             seconds=time.monotonic() - began_s,
-            value=None if error else result.return_value,
-            exit_code=error.exit_code if error else 0,
+            value=None if why else result.return_value,
+            exit_code=why.exit_code if why else 0,
         )
         self.jobs.append(job)
         return result

@@ -79,11 +79,9 @@ class OptunaSweeper(Sweeper):
         typed = [*(f"{key}={values}" for key, values in self.params.items()), *arguments]
         # of a key that is given twice the last one counts
         found = {item.get_key_element(): item for item in parser.parse_overrides(typed)}
-        fixed = {
-            k: o.get_value_element_as_str() for k, o in found.items() if not o.is_sweep_override()
-        }
         searched = {k: self._distribution(o) for k, o in found.items() if o.is_sweep_override()}
-        lowest = {k: getattr(d, "low", None) or d.choices[0] for k, d in searched.items()}
+        fixed = {k: o.get_value_element_as_str() for k, o in found.items() if k not in searched}
+        lowest = {k: d.low if hasattr(d, "low") else d.choices[0] for k, d in searched.items()}
         jobs = [_overrides(fixed, lowest)]
         refuse_hopeless(self.hydra_context, self.task_function, self.config, jobs)
         study = self._study()

@@ -197,7 +197,7 @@ def plot_jobs(curves: list[Curve], is_averaged: bool) -> str:
             axis.plot(steps, values, zorder=3 - order / len(curves), **style)
             lowest, highest = min(lowest, values.min()), max(highest, values.max())
             last = max(last, steps[-1])
-        if 0 < lowest and highest > WIDE_RANGE_OF_JOBS * lowest:
+        if lowest > 0 and highest > WIDE_RANGE_OF_JOBS * lowest:
             axis.set_yscale("log")
         if len(curves) <= MOST_IN_LEGEND:
             _legend(axis)
