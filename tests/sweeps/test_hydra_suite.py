@@ -1,5 +1,8 @@
 """Hydra's own tests of launchers, on ours."""
 
+import logging
+from collections.abc import Iterator
+
 import pytest
 from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
@@ -8,6 +11,15 @@ from hydra.test_utils.launcher_common_tests import (
     IntegrationTestSuite,
     LauncherTestSuite,
 )
+
+
+@pytest.fixture(autouse=True)
+def _logging_stays_as_it_is() -> Iterator[None]:
+    """Undo what Hydra's default logging does to the root logger."""
+    root = logging.getLogger()
+    before = list(root.handlers), root.level
+    yield
+    root.handlers[:], root.level = before
 
 
 def test_hydra_finds_the_launcher() -> None:
@@ -27,6 +39,7 @@ class TestBatches(BatchedSweeperTestSuite):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task_launcher_cfg", "extra_flags"),
     [({"defaults": [{"override hydra/launcher": "cosmos_local"}]}, ["-m"])],
