@@ -64,6 +64,8 @@ class LocalLauncher(Launcher):
 
     def _run(self, running: Children, number: int, overrides: Sequence[str]) -> JobReturn:
         began_s = time.monotonic()
+        # a task may have an attribute `redact`, which takes secrets out of what is stored
+        redact = getattr(self.task_function, "redact", str)
         folder = Path(str(self.config.hydra.sweep.dir), str(number))
         result: JobReturn
         try:
@@ -84,7 +86,7 @@ class LocalLauncher(Launcher):
             overrides=tuple(overrides),
             directory=folder,
             status=why.status if why else "ok",
-            error=why.line if why else None,
+            error=redact(why.line) if why else None,
             seconds=time.monotonic() - began_s,
             value=None if why else result.return_value,
             exit_code=why.exit_code if why else 0,
