@@ -13,6 +13,7 @@ from hydra.test_utils.launcher_common_tests import (
     IntegrationTestSuite,
     LauncherTestSuite,
 )
+from hydra.version import _UNSPECIFIED_, VersionBase
 
 
 @pytest.fixture(autouse=True)
@@ -27,6 +28,8 @@ def _logging_stays_as_it_is() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _no_guard(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have configs as Hydra's tests have them; another test of this process may have run ours."""
+    # theirs expect the working directory of Hydra 1.1, the default
+    monkeypatch.setattr(VersionBase.instance(), "version_base", _UNSPECIFIED_)
     for owner, name in (
         (ConfigRepository, "initialize_sources"),
         (ConfigLoaderImpl, "load_configuration"),
