@@ -1,4 +1,7 @@
-"""One process a folder: a lock that its owner's death releases, whatever killed it."""
+"""One process a folder: a lock that its owner's death releases, whatever killed it.
+
+Who comes second is refused; the jobs of a sweep, which may want the same samples, wait instead.
+"""
 
 import errno
 import fcntl
@@ -6,6 +9,7 @@ import json
 import logging
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,7 +18,21 @@ from typing import TextIO
 from cosmos_hydra import files
 from cosmos_hydra.errors import StageError
 
+ADVICE = "; wait for it to end, or choose another folder"
+POLL_S = 0.5
+is_patient = False
 logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def waiting_for_others() -> Iterator[None]:
+    """Have `claim` wait for another owner to end."""
+    global is_patient
+    is_patient = True
+    try:
+        yield
+    finally:
+        is_patient = False
 
 
 @contextmanager
@@ -23,6 +41,7 @@ def claim(lock: Path, name: str) -> Iterator[None]:
 
     Raises: StageError naming the process that holds it.
     """
+    is_told = False
     made = [folder for folder in (lock.parent, *lock.parent.parents) if not folder.exists()]
     while True:
         with _open(lock) as file:
@@ -30,7 +49,13 @@ def claim(lock: Path, name: str) -> Iterator[None]:
                 # the kernel releases it at any kind of death; network file systems pass it on
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise StageError(f"{name} is in use by {_owner(lock)}") from None
+                if not is_patient:
+                    raise StageError(f"{name} is in use by {_owner(lock)}{ADVICE}") from None
+                if not is_told:
+                    logger.info(f"waiting: {name} is in use by {_owner(lock)}")
+                is_told = True
+                time.sleep(POLL_S)
+                continue
             except OSError:
                 logger.warning(f"{lock.parent} has a file system without locks: run one process")
             if not _is(lock, file.fileno()):
@@ -80,7 +105,6 @@ def _owner(lock: Path) -> str:
     try:
         owner = json.loads(lock.read_text())
         job = f", Slurm job {owner['slurm_job']}" if "slurm_job" in owner else ""
-        text = f"process {owner['pid']} on {owner['host']}{job}"
+        return f"process {owner['pid']} on {owner['host']}{job}"
     except (OSError, ValueError, KeyError, TypeError):
-        text = "another process"
-    return f"{text}; wait for it to end, or choose another folder"
+        return "another process"

@@ -21,13 +21,22 @@ from omegaconf.resolvers import oc
 
 from cosmos_hydra.changes import flat
 from cosmos_hydra.errors import ConfigError
+from cosmos_hydra.overrides import explain
 from cosmos_hydra.reading import shown
 from cosmos_hydra.redaction import is_secret, leaks
 
 # what Hydra may instantiate
+OURS = "hydra_plugins.cosmos_launchers"
 ALLOWED = {
-    "hydra.launcher._target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
-    "hydra.sweeper._target_": "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
+    "hydra.launcher._target_": {
+        "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
+        f"{OURS}.local.LocalLauncher",
+    },
+    "hydra.sweeper._target_": {
+        "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
+        f"{OURS}.grid.GridSweeper",
+        f"{OURS}.search.OptunaSweeper",
+    },
 }
 CALLING = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
 # interpolations as usually written; however written, the resolvers refuse them
@@ -50,6 +59,7 @@ def install() -> None:
     """
     _surround(ConfigRepository, "initialize_sources", _check_folders)
     _surround(ConfigLoaderImpl, "load_configuration", _check_composed)
+    _surround(ConfigLoaderImpl, "load_sweep_config", _explain_job)
     # of --experimental-rerun, which unpickles a file
     entry: Any = importlib.import_module("hydra.main")
     entry._get_rerun_conf = _refuse_rerun
@@ -98,6 +108,14 @@ def _check_composed(compose: Callable[[], DictConfig], *_: object) -> DictConfig
     return composed
 
 
+def _explain_job(compose: Callable[[], DictConfig], *given: Any) -> DictConfig:
+    """Raise ConfigError for a job of a sweep, which launchers know by its exit code."""
+    try:
+        return compose()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise explain(error, given[1] if len(given) > 1 else []) from error
+
+
 def examine(composed: DictConfig) -> list[str]:
     """Return a line for everything in a composed config that could call code or is a secret."""
     values = OmegaConf.to_container(composed, resolve=False)
@@ -123,7 +141,7 @@ def _calls(value: Any, key: str) -> Iterator[str]:
     if isinstance(value, dict):
         for name, part in value.items():
             inner = f"{key}.{name}" if key else str(name)
-            if name in CALLING and part != ALLOWED.get(inner):
+            if name in CALLING and part not in ALLOWED.get(inner, ()):
                 yield f"{shown(inner)} is refused: nothing in a config is called; leave it out"
             else:
                 yield from _calls(part, inner)

@@ -29,7 +29,7 @@ class Job:
 
     def command(self, **changes: str) -> str:
         """Return the command line of this job with some keys set otherwise."""
-        typed = [unquoted(item) for item in self.overrides]
+        typed = [unquoted(item) for item in self.overrides if not item.startswith("sweep=")]
         kept = [item for item in typed if item.partition("=")[0] not in changes]
         return command_line(*(f"{k}={v}" for k, v in changes.items()), *kept)
 

@@ -7,6 +7,7 @@ line and exit code 2 here.
 
 import importlib
 import logging
+import math
 import os
 import sys
 import traceback
@@ -28,8 +29,8 @@ from cosmos_hydra import config as schema
 from cosmos_hydra import files, guard, place
 from cosmos_hydra.changes import flat
 from cosmos_hydra.checks import check, settle
-from cosmos_hydra.claim import claim
-from cosmos_hydra.errors import ConfigError, CosmosError, Preempted, storage_error
+from cosmos_hydra.claim import claim, waiting_for_others
+from cosmos_hydra.errors import ConfigError, CosmosError, Preempted, StageError, storage_error
 from cosmos_hydra.hub.cache import fill_paths
 from cosmos_hydra.job import Job
 from cosmos_hydra.logs import logging_to
@@ -58,7 +59,7 @@ logger = logging.getLogger(__name__)
 
 
 def run_stages(config: schema.Config, job: Job) -> object:
-    """Run the config's stages in order and return what the last one returned.
+    """Run the config's stages in order; return the validation loss, or what the last one returned.
 
     Raises: ConfigError before anything is built; StageError when data or machine do not fit.
     """
@@ -71,7 +72,9 @@ def run_stages(config: schema.Config, job: Job) -> object:
         module, _, function = STAGES[stage].partition(":")
         if len(config.stages) > 1:
             logger.info(f"== {stage.name} ==")
-        result = getattr(importlib.import_module(module), function)(config, job)
+        returned = getattr(importlib.import_module(module), function)(config, job)
+        if schema.Stage.post_train not in config.stages or stage is schema.Stage.post_train:
+            result = returned
     return result
 
 
@@ -103,14 +106,7 @@ def task(composed: DictConfig) -> object:
 
 def _run(job: Job, hydra_config: Any) -> object:
     assert job.composed is not None
-    config = _load(job.composed)
-    messages = settle(config)
-    if config.stage is not schema.Stage.download:
-        trains = schema.Stage.post_train in config.stages
-        fill_paths(config.model, with_weights=trains and config.resume.path is None)
-    problems = [*leaks(_settings(config)), *check(config)]
-    if problems:
-        raise ConfigError(*problems)
+    config, messages = _checked(job.composed)
     with ExitStack() as stack:
         here = job.directory
         is_writing = config.stage not in LOOKING and place.is_first()
@@ -120,13 +116,45 @@ def _run(job: Job, hydra_config: Any) -> object:
             stack.enter_context(claim(here / files.LOCK, str(here)))
             files.remove_leftovers(here, here / ".hydra", here / "previews")
         if hydra_config.mode is RunMode.MULTIRUN:
+            stack.enter_context(waiting_for_others())
             logger.info(f"== job {hydra_config.job.num}: {job.directory} ==")
         for message in messages:
             logger.warning(message)
         try:
-            return run_stages(config, job)
+            result = run_stages(config, job)
         except OSError as error:
             raise storage_error(error) or error from error
+        is_number = not isinstance(result, float) or math.isfinite(result)
+        if hydra_config.mode is RunMode.MULTIRUN and not is_number:  # a sweep compares them
+            raise StageError(f"the last validation loss is {result}: training has diverged")
+        return result
+
+
+def _checked(composed: DictConfig) -> tuple[schema.Config, list[str]]:
+    """Return a config in which no problem is known, and what to warn of."""
+    config = _load(composed)
+    messages = settle(config)
+    if config.stage is not schema.Stage.download:
+        trains = schema.Stage.post_train in config.stages
+        fill_paths(config.model, with_weights=trains and config.resume.path is None)
+    problems = [*leaks(_settings(config)), *check(config)]
+    if problems:
+        raise ConfigError(*problems)
+    return config, messages
+
+
+def check_job(composed: DictConfig) -> None:
+    """Raise ConfigError for a job of a sweep that could not begin; called before any of them is."""
+    if place.world_size() > 1:
+        raise ConfigError(
+            "a sweep would run once on each rank; leave torchrun out and use launch=torchrun"
+        )
+    _checked(composed)
+
+
+# sweepers and launchers look for them there; they know nothing else of this package
+task.check = check_job  # type: ignore[attr-defined]
+task.redact = redact  # type: ignore[attr-defined]
 
 
 def _settings(config: schema.Config) -> Iterator[str]:

@@ -40,6 +40,8 @@ PATH_KEYS = {
     "paths.samples",
     "resume.path",
 }
+# the groups of which nothing may be chosen
+OPTIONAL_GROUPS = {"experiment", "sweep"}
 OVERRIDE = re.compile(r"(?P<prefix>\+{0,2})(?P<key>[A-Za-z_][\w./@-]*)=(?P<value>.*)", re.DOTALL)
 
 
@@ -100,10 +102,10 @@ def typed_keys(overrides: Iterable[str]) -> set[str]:
 
 
 def refuse_null_groups(arguments: list[str]) -> None:
-    """Raise ConfigError for `model=null` and the like; only an experiment can be left out."""
+    """Raise ConfigError for `model=null` and the like."""
     for argument in arguments:
         key, _, value = argument.partition("=")
-        if value == "null" and key in groups() and key != "experiment":
+        if value == "null" and key in set(groups()) - OPTIONAL_GROUPS:
             raise ConfigError(f"{argument} leaves the group empty; choose one of its options")
 
 

@@ -137,7 +137,7 @@ def test_a_sweep_of_two_values_is_two_jobs_and_commas_in_a_prompt_make_no_more(
         assert manifest["settings"]["data"]["fit"] == fit
         assert {sample["caption"] for sample in manifest["samples"]} == {prompt}
     [sweep] = (tmp_path / "runs/sweeps/tiny-folder").iterdir()
-    assert sorted(entry.name for entry in sweep.iterdir()) == ["0", "1", "multirun.yaml"]
+    assert sorted(entry.name for entry in sweep.iterdir()) == ["0", "1", "sweep.csv"]
     for job, fit in (("0", "crop"), ("1", "stretch")):
         assert f"data.fit={fit}\n" in (sweep / job / ".hydra/overrides.yaml").read_text()
         assert f"samples: samples/{fit}, " in (sweep / job / "run.log").read_text()
@@ -148,6 +148,5 @@ def test_a_wrong_value_in_a_sweep_ends_it_with_the_same_line(
 ) -> None:
     refused = command("-m", "stage=preprocess", "trainer.max_steps=0,-1", cwd=tmp_path)
     assert refused.code == 2
-    last = refused.stderr.splitlines()[-1]
-    assert last == "cosmos-hydra: trainer.max_steps=0 is too small; at least 1"
-    assert "Traceback" not in refused.stderr
+    lines = [f"cosmos-hydra: trainer.max_steps={n} is too small; at least 1\n" for n in (0, -1)]
+    assert refused.stderr == "".join(lines)

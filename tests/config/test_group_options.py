@@ -17,6 +17,8 @@ def literals(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return the values of a YAML file that are neither interpolated nor missing, by dotted key."""
     flat = {}
     for key, value in values.items():
+        if key == "hydra":  # what runs the job is no setting of it
+            continue
         if isinstance(value, dict):
             flat |= literals(value, f"{prefix}{key}.")
         elif key != "defaults" and "${" not in str(value) and value != "???":

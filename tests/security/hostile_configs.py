@@ -84,7 +84,7 @@ ON_THE_COMMAND_LINE = [
         f"hydra.sweeper.params is refused: {DECODED}",
     ),
     typed("hydra.sweeper._target_=hydra.utils.get_method", f"hydra.sweeper._target_ {CALLED}"),
-    typed(f"hydra.sweeper.params={TARGET}", "full_key: hydra.sweeper.params"),
+    typed(f"hydra.sweeper.params={TARGET}", "hydra.sweeper.params._target_ is not a config key"),
     typed("+hydra.callbacks.one._target_=canary.touch", f"hydra.callbacks.one._target_ {CALLED}"),
     typed("+hydra.callbacks.one.class=canary.touch", CALLBACKS),
     typed("+hydra.job_logging.handlers.one.class=canary.touch", f"hydra.job_logging {LOGGING}"),

@@ -204,7 +204,7 @@ def test_what_is_no_run_is_one_line(
 ) -> None:
     (tmp_path / "samples" / "small").mkdir(parents=True)
     refused = command("stage=report", f"checkpoint={checkpoint}", cwd=tmp_path)
-    message = f"cosmos-hydra: checkpoint={checkpoint} is neither a run nor a step of one\n"
+    message = f"cosmos-hydra: checkpoint={checkpoint} is no run, step or sweep\n"
     assert (refused.code, refused.stderr) == (2, message)
     assert not list(tmp_path.rglob("report.html"))
 

@@ -18,7 +18,10 @@ logger = logging.getLogger(__name__)
 
 
 def run(config: Config, job: Job) -> float | None:
-    """Train to trainer.max_steps and return the last validation loss; every rank takes part."""
+    """Train to trainer.max_steps and return the last validation loss; every rank takes part.
+
+    A run that had finished before returns the loss of then.
+    """
     ranks = join(config, pick_device(config.engine.device))
     ranks.decide(lambda: check_memory(config, ranks.device, Stage.post_train))
     store = ranks.decide(lambda: open_store(config.data.path))
@@ -38,4 +41,7 @@ def run(config: Config, job: Job) -> float | None:
     if config.stage is Stage.post_train:
         suggested = command_line("stage=generate", f"checkpoint={job.directory}")
         logger.info(f"next: {suggested}")
+    if loss is None:
+        losses = [row["val_loss"] for row in rows if row.get("val_loss") is not None]
+        return losses[-1] if losses else None
     return loss

@@ -1,4 +1,4 @@
-"""report: make report.html of a run again, from what lies in its directory."""
+"""report: make report.html of a run, or sweep.html of a sweep, from what lies in its directory."""
 
 import logging
 from pathlib import Path
@@ -7,6 +7,7 @@ from cosmos_hydra.config import Config
 from cosmos_hydra.errors import ConfigError
 from cosmos_hydra.job import Job
 from cosmos_hydra.tracking.report import write_report
+from cosmos_hydra.tracking.report_sweep import is_sweep, write_sweep_report
 
 TRACES = ("run.json", "metrics.jsonl", "checkpoints", "previews")
 logger = logging.getLogger(__name__)
@@ -18,8 +19,12 @@ def run(config: Config, job: Job) -> Path:
     Raises: ConfigError when the given checkpoint is no run.
     """
     run = job.directory
+    if is_sweep(run):
+        path = write_sweep_report(run)
+        logger.info(f"report: {path}")
+        return path
     if config.checkpoint and not any((run / trace).exists() for trace in TRACES):
-        raise ConfigError(f"checkpoint={config.checkpoint} is neither a run nor a step of one")
+        raise ConfigError(f"checkpoint={config.checkpoint} is no run, step or sweep")
     path = write_report(run, config)
     logger.info(f"report: {path}")
     return path

@@ -6,10 +6,12 @@ Sizes are chosen so that a plot can be read at the width of a phone and of half 
 import base64
 import io
 import re
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from matplotlib import rc_context
+from matplotlib import colormaps, rc_context
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
@@ -19,8 +21,11 @@ SIZE_INCH = (4.6, 2.7)
 MAX_POINTS = 80
 FEW_POINTS = 20  # up to here each point is marked
 WIDE_RANGE = 30.0  # a highest value over a lowest one from which an axis is logarithmic
+WIDE_RANGE_OF_JOBS = 10.0  # sooner, since they differ most where they are low
 INK, MUTED, RULE = "#1f2933", "#5c6773", "#e4e7eb"
 NETWORK, FIRST, GAUSSIAN, LINEAR, SKIPPED = "#1d4ed8", "#93b4f5", "#d97706", "#8a8f98", "#c81e1e"
+JOBS = ("#1d4ed8", "#d97706", "#0d9488", "#be185d", "#7c3aed", "#4d7c0f", "#0891b2", "#78716c")
+MOST_IN_LEGEND = 12
 STYLE: dict[str, Any] = {
     "axes.edgecolor": RULE,
     "axes.labelcolor": MUTED,
@@ -51,6 +56,17 @@ STYLE: dict[str, Any] = {
 }
 # plots are laid out with the font that comes with matplotlib and shown with the reader's
 FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A value of one job of a sweep over its steps."""
+
+    label: str
+    colour: str
+    steps: np.ndarray
+    values: np.ndarray
+    is_failed: bool
 
 
 def plot_training(rows: list[Row], name: str, colour: str = NETWORK) -> str:
@@ -156,6 +172,44 @@ def plot_sigmas(rows: list[Row]) -> str | None:
         axis.set_ylim(bottom=0)
         _legend(axis)
         return _uri(figure)
+
+
+def plot_jobs(curves: list[Curve], is_averaged: bool) -> str:
+    """Return a curve a job, the first on top, as the URI of a picture; failed jobs are dashed.
+
+    The axis shows what differs: it need not begin at 0, and is logarithmic over a wide range.
+    """
+    with rc_context(STYLE):
+        figure, axis = _axis("step")
+        lowest, highest, last = np.inf, -np.inf, 0.0
+        for order, curve in enumerate(curves):
+            is_known = np.isfinite(curve.values)
+            steps, values = curve.steps[is_known], curve.values[is_known]
+            if not len(steps):
+                continue
+            if is_averaged:
+                parts = _parts(steps, values)
+                steps, values = np.array([(s.mean(), v.mean()) for s, v in parts]).T
+            line = (0, (3, 1.5)) if curve.is_failed else "-"
+            mark = "o" if len(steps) <= FEW_POINTS else None
+            label = curve.label if len(curves) <= MOST_IN_LEGEND else None
+            style = {"linestyle": line, "marker": mark, "color": curve.colour, "label": label}
+            axis.plot(steps, values, zorder=3 - order / len(curves), **style)
+            lowest, highest = min(lowest, values.min()), max(highest, values.max())
+            last = max(last, steps[-1])
+        if lowest > 0 and highest > WIDE_RANGE_OF_JOBS * lowest:
+            axis.set_yscale("log")
+        if len(curves) <= MOST_IN_LEGEND:
+            _legend(axis)
+        _steps_axis(axis, np.array([0.0, last]))
+        return _uri(figure)
+
+
+def job_colours(count: int) -> list[str]:
+    """Return a colour for each of so many jobs."""
+    if count <= len(JOBS):
+        return list(JOBS[:count])
+    return [to_hex(colour) for colour in colormaps["viridis"](np.linspace(0, 0.92, count))]
 
 
 def _axis(label: str) -> tuple[Figure, Any]:
