@@ -449,6 +449,12 @@ class LogConfig:
 
 
 @dataclass
+class LaunchConfig:
+    # true = print what launch=torchrun or launch=slurm would start, and start nothing
+    dry_run: bool = False
+
+
+@dataclass
 class PipelineConfig:
     # stages to run, in this order
     stages: list[Stage] = field(
@@ -480,6 +486,7 @@ class Config:
     export: ExportConfig = field(default_factory=ExportConfig)
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
 
     @property
     def stages(self) -> list[Stage]:

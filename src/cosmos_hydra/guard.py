@@ -8,6 +8,7 @@ folders of others can reach all of these.
 import functools
 import importlib
 import re
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
@@ -25,10 +26,20 @@ from cosmos_hydra.reading import shown
 from cosmos_hydra.redaction import is_secret, leaks
 
 # what Hydra may instantiate
+OURS = "hydra_plugins.cosmos_launchers"
 ALLOWED = {
-    "hydra.launcher._target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
-    "hydra.sweeper._target_": "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
+    "hydra.launcher._target_": {
+        "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
+        f"{OURS}.torchrun.TorchrunLauncher",
+        f"{OURS}.slurm.SlurmLauncher",
+    },
+    "hydra.sweeper._target_": {
+        "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
+    },
 }
+# fields of launchers that say what runs on a cluster beside the ranks, and with which Python
+RUNNING = ("setup", "srun_args", "additional", "container_image", "container_mounts", "python")
+HARMLESS: tuple[Any, ...] = (None, [], {}, ["--kill-on-bad-exit=1"])
 CALLING = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
 # interpolations as usually written; however written, the resolvers refuse them
 FROM_TEXT = re.compile(r"(?<!\\)\$\{\s*(oc\.create|oc\.decode)\s*:")
@@ -123,7 +134,7 @@ def _calls(value: Any, key: str) -> Iterator[str]:
     if isinstance(value, dict):
         for name, part in value.items():
             inner = f"{key}.{name}" if key else str(name)
-            if name in CALLING and part != ALLOWED.get(inner):
+            if name in CALLING and part not in ALLOWED.get(inner, ()):
                 yield f"{shown(inner)} is refused: nothing in a config is called; leave it out"
             else:
                 yield from _calls(part, inner)
@@ -144,6 +155,12 @@ def _no_sections(hydra: dict[str, Any]) -> Iterator[str]:
 def _acting(hydra: dict[str, Any]) -> Iterator[str]:
     if hydra.get("callbacks"):
         yield "hydra.callbacks is refused: callbacks would run code; leave it out"
+    typed = sys.argv[1:]
+    for name in RUNNING:
+        key = f"hydra.launcher.{name}"
+        is_typed = any(argument.lstrip("+").startswith((f"{key}=", f"{key}.")) for argument in typed)
+        if hydra["launcher"].get(name) not in HARMLESS and not is_typed:
+            yield f"{key} is refused: a file of configs would say what runs there; type it instead"
     for name in LOGGING:
         if not _is_quiet(hydra[name]):
             yield f"hydra.{name} is refused: logging configs can call code; set hydra.verbose=true"

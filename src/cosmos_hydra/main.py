@@ -32,7 +32,15 @@ from cosmos_hydra.claim import claim
 from cosmos_hydra.errors import ConfigError, CosmosError, Preempted, storage_error
 from cosmos_hydra.job import Job
 from cosmos_hydra.logs import logging_to
-from cosmos_hydra.overrides import conf_folder, explain, quote_free_text, refuse_null_groups
+from cosmos_hydra.overrides import (
+    as_single,
+    conf_folder,
+    explain,
+    is_sweep,
+    quote_free_text,
+    refuse_null_groups,
+    refuse_several_values,
+)
 from cosmos_hydra.redaction import leaks, redact, redacted_output
 from cosmos_hydra.runs import run_directory
 from cosmos_hydra.signals import ending_when_interrupted, ignore_all, leave_after_the_first
@@ -47,6 +55,9 @@ STAGES = {
 }
 # these make no run of their own
 LOOKING = (schema.Stage.report, schema.Stage.export, schema.Stage.doctor)
+# hydra.sweep.subdir of a command that is no sweep: launchers run even one job as Hydra's MULTIRUN,
+# which heeds hydra.sweep.dir instead of hydra.run.dir
+SINGLE = "."
 logger = logging.getLogger(__name__)
 
 
@@ -60,6 +71,11 @@ def run_stages(config: schema.Config, job: Job) -> object:
         place.use_expandable_segments()
     # the other ranks of a job help rank 0 to train
     stages = [s for s in config.stages if place.is_first() or s is schema.Stage.post_train]
+    if place.world_size() > 1 and schema.Stage.post_train not in config.stages:
+        logger.info(
+            f"stage={config.stage.name} runs on one rank; the others of {place.world_size()} "
+            f"have nothing to do"
+        )
     for stage in stages:
         module, _, function = STAGES[stage].partition(":")
         if len(config.stages) > 1:
@@ -81,7 +97,7 @@ def task(composed: DictConfig) -> object:
         choices={str(group): str(option) for group, option in choices.items()},
     )
     try:
-        with _hydra_raises(False):
+        with _hydra_raises(False), redacted_output():  # a rank has its own output
             return _run(job, hydra_config)
     except (CosmosError, OSError) as error:
         problem = storage_error(error) if isinstance(error, OSError) else error
@@ -101,6 +117,11 @@ def _run(job: Job, hydra_config: Any) -> object:
     problems = [*leaks(_settings(config)), *check(config)]
     if problems:
         raise ConfigError(*problems)
+    if config.launch.dry_run:  # a launcher would have shown what it starts
+        raise ConfigError(
+            "launch.dry_run=true has nothing to show with launch=local, which starts no other "
+            "process; use launch=torchrun or launch=slurm"
+        )
     with ExitStack() as stack:
         here = job.directory
         is_writing = config.stage not in LOOKING and place.is_first()
@@ -109,7 +130,7 @@ def _run(job: Job, hydra_config: Any) -> object:
         if log is not None:
             stack.enter_context(claim(here / files.LOCK, str(here)))
             files.remove_leftovers(here, here / ".hydra", here / "previews")
-        if hydra_config.mode is RunMode.MULTIRUN:
+        if hydra_config.mode is RunMode.MULTIRUN and hydra_config.sweep.subdir != SINGLE:
             logger.info(f"== job {hydra_config.job.num}: {job.directory} ==")
         for message in messages:
             logger.warning(message)
@@ -194,7 +215,7 @@ def main() -> None:
         sys.stdout.write(help_text())
         return
     sys.excepthook = _print_traceback
-    sys.argv[1:] = quote_free_text(arguments)
+    sys.argv[1:] = as_single(quote_free_text(arguments))
     if "--hydra-help" in arguments:  # composed without config.yaml, where these are chosen
         sys.argv += ["hydra/job_logging=none", "hydra/hydra_logging=none"]
     schema.register()
@@ -219,6 +240,10 @@ def _run_hydra(run: Callable[[], Any], arguments: list[str]) -> None:
         if problem is None:
             raise
         sys.exit(report(problem))
+    except Exception as error:
+        if getattr(error, "is_said", False):  # by a launcher, whose types are not known here
+            sys.exit(getattr(error, "exit_code", 1))
+        raise
 
 
 def _refuse(arguments: list[str]) -> None:
@@ -227,6 +252,8 @@ def _refuse(arguments: list[str]) -> None:
     if problems:
         raise ConfigError(*problems)
     refuse_null_groups(arguments)
+    if not is_sweep(arguments):
+        refuse_several_values(arguments)
 
 
 def _print_traceback(kind: type, error: BaseException, trace: TracebackType | None) -> None:

@@ -19,6 +19,8 @@ from cosmos_hydra.job import Job
 from cosmos_hydra.overrides import groups
 
 FILE = "run.json"
+# groups without keys of their own
+ABOUT_JOBS = ("experiment", "launch", "sweep")
 
 
 def write_run_facts(
@@ -59,7 +61,7 @@ def _defaults(job: Job) -> dict[str, Any] | None:
     if job.composed is None:
         return None
     chosen = {group: job.choices[group] for group in groups() if group in job.choices}
-    overrides = [f"{group}={option}" for group, option in chosen.items() if group != "experiment"]
+    overrides = [f"{group}={option}" for group, option in chosen.items() if group not in ABOUT_JOBS]
     stage = job.composed.stage.name
     loader = GlobalHydra.instance().config_loader()
     composed = loader.load_configuration("config", [f"stage={stage}", *overrides], RunMode.RUN)
