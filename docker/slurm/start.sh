@@ -5,11 +5,12 @@ set -euo pipefail
 root=${1:?a folder that is not there yet}
 port=${2:-36817}
 here=$(cd "$(dirname "$0")" && pwd)
-mkdir -p "$root"/state "$root"/spool-n1 "$root"/spool-n2 "$root"/gpu
+mkdir -p "$root"/state "$root"/gpu "$root"/spool-{n,nowhere}{1,2}
 chmod 755 "$root"
 touch "$root"/gpu/nvidia{0..7}
 sed -e "s|@HOST@|$(hostname -s)|g" -e "s|@ROOT@|$root|g" -e "s|@PORT0@|$port|g" \
     -e "s|@PORT1@|$((port + 1))|g" -e "s|@PORT2@|$((port + 2))|g" \
+    -e "s|@PORT3@|$((port + 3))|g" -e "s|@PORT4@|$((port + 4))|g" \
     "$here/slurm.conf.in" >"$root/slurm.conf"
 echo "NodeName=n[1-2] Name=gpu File=$root/gpu/nvidia[0-7]" >"$root/gres.conf"
 # versions before 23.02 know no such plugin, later ones cannot do without it
@@ -26,10 +27,11 @@ if ! munge -n >/dev/null 2>&1; then
 fi
 export SLURM_CONF=$root/slurm.conf
 slurmctld -c >&2
-slurmd -N n1 >&2
-slurmd -N n2 >&2
+for node in n1 n2 nowhere1 nowhere2; do
+    slurmd -N "$node" >&2
+done
 for _ in $(seq 100); do
-    if [ "$(sinfo --noheader --partition=main --states=idle --format=%D 2>/dev/null)" = 2 ]; then
+    if [ "$(sinfo --noheader --partition=main,nowhere --states=idle --Node --format=%N 2>/dev/null | wc -l)" = 4 ]; then
         echo "$SLURM_CONF"
         exit
     fi
