@@ -84,6 +84,8 @@ def train(config: DictConfig, folder: Path) -> float:
                 print(f"saved step {now}", flush=True)
             dist.barrier()
             sys.exit(75)
+    if rank == 0:
+        print(f"ended at {float(weight)}", flush=True)
     return float(weight)
 
 

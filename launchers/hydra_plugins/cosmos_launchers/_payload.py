@@ -16,6 +16,8 @@ from omegaconf import DictConfig
 from hydra_plugins.cosmos_launchers import _result
 
 PAYLOAD, RESULT = "payload.pkl", "result.pkl"
+# the result of an attempt that may not be the last
+STOPPED = "stopped.pkl"
 PREFIX = ".launch-"
 
 
@@ -63,7 +65,7 @@ def load(folder: Path) -> Payload:
 
 def forget(folder: Path) -> None:
     """Remove what the records of an earlier attempt, put back into the queue, left."""
-    for pattern in ("rank_*.pkl", "node_*.pkl"):
+    for pattern in ("rank_*.pkl", "node_*.pkl", STOPPED):
         for path in folder.glob(pattern):
             path.unlink(missing_ok=True)
 

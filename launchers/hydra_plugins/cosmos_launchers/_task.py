@@ -9,7 +9,7 @@ import re
 import socket
 import subprocess
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hydra._internal.callbacks import Callbacks
@@ -85,7 +85,7 @@ class Task:
             else:
                 result = Result(FAILED, error=problem, exit_code=1)
             if result.status == PREEMPTED:
-                result = go_on(payload, result)
+                result = go_on(self.folder, payload, result)
             _result.write(self.folder / _payload.RESULT, result)
             if result.status != OK:
                 raise SystemExit(result.exit_code or 1)
@@ -96,26 +96,26 @@ class Task:
             time.sleep(0.2)
 
 
-def go_on(payload: Payload, result: Result) -> Result:
+def go_on(folder: Path, payload: Payload, result: Result) -> Result:
     """Put this job back into the queue and wait for the end that this brings.
 
-    Returns the result where it does not go on.
+    Returns the result where it does not go on. Where Slurm has ended the job itself, by scancel or
+    to run it again, it also decides what becomes of it; then this does not return either.
     """
     count = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     job = os.environ["SLURM_JOB_ID"]
-    if count >= payload.max_requeues:
-        limit = f"hydra.launcher.max_requeues={payload.max_requeues} is used up"
-        return Result(**{**vars(result), "error": f"{result.error}; {limit}"})
-    if job_state(job) == "CANCELLED":
-        return Result(**{**vars(result), "error": f"{result.error}; the job was cancelled"})
-    print(f"{result.error}; job {job} is requeued, time {count + 1}", flush=True)  # noqa: T201
-    # where Slurm itself does that, this changes nothing
-    requeued = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
-    if requeued.returncode and job_state(job) == "RUNNING":
-        why = " ".join(requeued.stderr.split())
-        return Result(**{**vars(result), "error": f"{result.error}; no requeue: {why}"})
+    _result.write(folder / _payload.STOPPED, result)
+    if job_state(job) == "RUNNING":
+        if count >= payload.max_requeues:
+            limit = f"hydra.launcher.max_requeues={payload.max_requeues} is used up"
+            return replace(result, error=f"{result.error}; {limit}")
+        print(f"{result.error}; job {job} is requeued, time {count + 1}", flush=True)  # noqa: T201
+        asked = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
+        if asked.returncode:
+            why = " ".join(asked.stderr.split())
+            return replace(result, error=f"{result.error}; no requeue: {why}")
     time.sleep(KILLED_S)
-    return result
+    raise SystemExit(result.exit_code)
 
 
 def job_state(job: str) -> str:

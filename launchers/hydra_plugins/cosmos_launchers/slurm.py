@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -151,13 +152,18 @@ class SlurmLauncher(RankLauncher):
 
     def _miss(self, job: Submitted, queued: str | None) -> None:
         """Call a job lost that has left no result for a while since the queue let go of it."""
-        from hydra_plugins.cosmos_launchers import _queue, _result
+        from hydra_plugins.cosmos_launchers import _payload, _queue, _result
 
         if job.result is not None or queued in _queue.ALIVE:
             job.gone_s = None
             return
         job.gone_s = job.gone_s or time.monotonic()
         if time.monotonic() - job.gone_s < self.fields["lost_s"]:
+            return
+        stopped = _result.read(job.folder / _payload.STOPPED)
+        if stopped is not None:  # it saved, and will not be run again
+            error = f"{stopped.error}; Slurm job {job.job} is {queued or 'gone'}"
+            job.result = replace(stopped, error=error)
             return
         how = f"is {queued}" if queued else "is not known to Slurm any more"
         log = self._log_of(job)
