@@ -158,7 +158,9 @@ def _acting(hydra: dict[str, Any]) -> Iterator[str]:
     typed = sys.argv[1:]
     for name in RUNNING:
         key = f"hydra.launcher.{name}"
-        is_typed = any(argument.lstrip("+").startswith((f"{key}=", f"{key}.")) for argument in typed)
+        is_typed = any(
+            argument.lstrip("+").startswith((f"{key}=", f"{key}.")) for argument in typed
+        )
         if hydra["launcher"].get(name) not in HARMLESS and not is_typed:
             yield f"{key} is refused: a file of configs would say what runs there; type it instead"
     for name in LOGGING:

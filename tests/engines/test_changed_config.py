@@ -55,7 +55,17 @@ LOGGED = {
 }
 # training takes nothing from these; the samples are compared by content
 UNUSED = (
-    *("checkpoint", "data.", "export.", "generate.", "launch.", "log.", "name", "paths.", "pipeline."),
+    *(
+        "checkpoint",
+        "data.",
+        "export.",
+        "generate.",
+        "launch.",
+        "log.",
+        "name",
+        "paths.",
+        "pipeline.",
+    ),
     "stage",
 )
 UNUSED_TOO = {"resume.mode"}

@@ -114,10 +114,10 @@ def test_without_slurm_the_other_launcher_is_named(
 ) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     refused = command("stage=post_train", "launch=slurm", cwd=tmp_path)
-    assert (refused.code, refused.stderr) == (
-        2,
+    assert refused.code == 2
+    assert refused.stderr == (
         "cosmos-hydra: launch=slurm needs sbatch on PATH, none found; use launch=torchrun on a "
-        "single host\n",
+        "single host\n"
     )
 
 
@@ -126,7 +126,20 @@ def hostile(number: int) -> str:
     rng = random.Random(number)
     pieces = ["$(touch canary)", "`touch canary`", "; touch canary;", "' touch canary '", '"', "'"]
     pieces += ["&& touch canary", "| touch canary", "> canary", "$HOME", "*", "~", "#", " ", "!"]
-    pieces += ["$((1))", "${IFS}touch${IFS}canary", "(", ")", "{", "}", "[", "]", "&", "é", "=", ","]
+    pieces += [
+        "$((1))",
+        "${IFS}touch${IFS}canary",
+        "(",
+        ")",
+        "{",
+        "}",
+        "[",
+        "]",
+        "&",
+        "é",
+        "=",
+        ",",
+    ]
     pieces += list(string.ascii_letters[:8])
     return "".join(rng.choices(pieces, k=rng.randint(1, 8))).strip("/") or "a"
 
@@ -145,7 +158,7 @@ def run_quoted(number: int, folder: Path) -> None:
     assert list(_sbatch.problems(fields, place)) == []
     written = _sbatch.script(fields, text, place, 2)
     # the options are comments for the shell, one line each
-    options, _, body = written.partition("\n\n# command")
+    options = written.partition("\n\n# command")[0]
     assert all(line.startswith("#") for line in options.splitlines() if line)
     stand_in = folder / "srun"
     stand_in.write_text('#!/bin/bash\nprintf "%s\\0" "$@" >"$PRINTED"\n')

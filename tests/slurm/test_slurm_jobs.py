@@ -15,6 +15,11 @@ pytestmark = pytest.mark.timeout(100)
 TRAIN = ("do=train", "steps=25", "hydra.launcher.time_min=60")
 
 
+@pytest.fixture(autouse=True)
+def _empty(cluster: Cluster) -> None:
+    until(lambda: not cluster.jobs())
+
+
 def step_of(run: Path) -> int:
     path = run / "step"
     return int(path.read_text() or 0) if path.is_file() else 0
@@ -141,7 +146,7 @@ def test_ctrl_c_leaves_the_job_and_a_second_one_cancels_it(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     running = cluster.start("do=train", "steps=500", folder=tmp_path)
-    until(lambda: cluster.jobs())
+    until(lambda: "RUNNING" in dict(cluster.jobs()).values())
     [(job, _)] = cluster.jobs()
     running.ask(signal.SIGINT)
     ended = running.end()
@@ -155,7 +160,7 @@ def test_ctrl_c_leaves_the_job_and_a_second_one_cancels_it(
     other = tmp_path / "other"
     other.mkdir()
     running = cluster.start("do=train", "steps=500", folder=other)
-    until(lambda: cluster.jobs())
+    until(lambda: "RUNNING" in dict(cluster.jobs()).values())
     [(job, _)] = cluster.jobs()
     running.ask(signal.SIGINT)
     time.sleep(0.5)
@@ -174,9 +179,7 @@ def test_a_cancelled_job_saves_and_is_not_run_again(cluster: Cluster, tmp_path: 
     subprocess.run(["scancel", job], check=True)
     ended = running.end()
     assert ended.code == 75
-    assert ended.stderr == (
-        f"protocol: ended with exit code 75; Slurm job {job} is CANCELLED\n"
-    )
+    assert ended.stderr == (f"protocol: ended with exit code 75; Slurm job {job} is CANCELLED\n")
     assert (tmp_path / "run/saved.pt").is_file()
 
 

@@ -39,7 +39,7 @@ class Agent:
         watching.start()
         try:
             self._launch()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 (this process ends here)
             failures = {
                 rank: (failure.local_rank, failure.exitcode, float(failure.timestamp))
                 for rank, failure in getattr(error, "failures", {}).items()

@@ -12,9 +12,8 @@ from hydra.core.singleton import Singleton
 from hydra.core.utils import configure_log, filter_overrides, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf, open_dict
-
 from hydra_plugins.cosmos_launchers._result import INTERRUPTED_CODE, OK, Job, Result
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 # hydra.sweep.subdir of a command that is not a sweep
 SINGLE = "."
@@ -81,9 +80,7 @@ class RankLauncher(Launcher):
             config.hydra.sweep.subdir = str(config.hydra.sweep.subdir)
         return config
 
-    def keep(
-        self, number: int, overrides: Sequence[str], directory: Path, result: Result
-    ) -> None:
+    def keep(self, number: int, overrides: Sequence[str], directory: Path, result: Result) -> None:
         """Note what a job came to, and say it where that is not good."""
         self.jobs.append(Job(number, tuple(overrides), directory, result))
         is_obvious = result.exit_code == INTERRUPTED_CODE and self.is_single

@@ -11,9 +11,8 @@ from typing import Any
 
 from hydra.core.singleton import Singleton
 from hydra.types import TaskFunction
-from omegaconf import DictConfig
-
 from hydra_plugins.cosmos_launchers import _result
+from omegaconf import DictConfig
 
 PAYLOAD, RESULT = "payload.pkl", "result.pkl"
 # the result of an attempt that may not be the last

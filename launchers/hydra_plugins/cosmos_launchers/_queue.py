@@ -5,9 +5,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from omegaconf import DictConfig
-
 from hydra_plugins.cosmos_launchers._result import Result
+from omegaconf import DictConfig
 
 # states of a job that may yet leave a result
 ALIVE = {

@@ -1,4 +1,4 @@
-"""The batch script of a job, made by submitit out of the launcher's fields; every text is quoted."""
+"""The batch script of a job: submitit makes it of the launcher's fields; every text is quoted."""
 
 import re
 import shlex
@@ -18,7 +18,7 @@ def problems(fields: dict[str, Any], folder: Path) -> Iterator[str]:
     """Yield what a batch script cannot hold."""
     if UNFIT.search(str(folder)):
         yield (
-            f"hydra.run.dir={ascii(str(folder))} has a character that Slurm takes for a pattern "
+            f"hydra.run.dir={str(folder)!a} has a character that Slurm takes for a pattern "
             f"(%, \\ or a line break); choose another"
         )
     for key, value in fields.items():

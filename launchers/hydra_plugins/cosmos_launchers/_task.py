@@ -15,8 +15,6 @@ from pathlib import Path
 from hydra._internal.callbacks import Callbacks
 from hydra.core.utils import run_job
 from hydra.types import HydraContext
-from omegaconf import DictConfig
-
 from hydra_plugins.cosmos_launchers import _payload, _result
 from hydra_plugins.cosmos_launchers._agent import node_name
 from hydra_plugins.cosmos_launchers._node import noting_signals, run_agent
@@ -28,6 +26,7 @@ from hydra_plugins.cosmos_launchers._result import (
     NodeReport,
     Result,
 )
+from omegaconf import DictConfig
 
 # what node 0 gets to write the result before a failure here ends its task
 LATER_S = 30.0

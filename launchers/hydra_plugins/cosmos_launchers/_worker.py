@@ -47,7 +47,7 @@ def main() -> int:
         signal.signal(number, signal.SIG_IGN)
     try:
         _result.write(folder / f"rank_{rank:05}.pkl", record)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 (this process ends here)
         text = f"the result cannot be pickled: {type(error).__name__}: {error}"
         record = _record(FAILED, text, exit_code=1)
         _result.write(folder / f"rank_{rank:05}.pkl", record)
@@ -63,7 +63,7 @@ def _run(payload: _payload.Payload) -> Record:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
         text = stop.code if isinstance(stop.code, str) else f"ended with exit code {code}"
         return _record(OK) if code == 0 else _of_code(text, code, is_everywhere=False)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 (this process ends here)
         code = getattr(error, "exit_code", None)
         if isinstance(code, int):  # it speaks for itself
             return _of_code(str(error), code, getattr(error, "is_everywhere", False))

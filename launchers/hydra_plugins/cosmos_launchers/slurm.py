@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn
-from omegaconf import DictConfig, OmegaConf, open_dict
-
 from hydra_plugins.cosmos_launchers._launch import RankLauncher, directory_of, label, state
 from hydra_plugins.cosmos_launchers._queue import Submitted
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 if TYPE_CHECKING:
     from hydra_plugins.cosmos_launchers._node import Asked

@@ -4,7 +4,6 @@ The jobs of a sweep run one after the other.
 """
 
 import logging
-
 import shlex
 import signal
 import sys
@@ -14,8 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.utils import JobReturn, run_job
-from omegaconf import DictConfig, OmegaConf
-
 from hydra_plugins.cosmos_launchers._launch import (
     WRONG_CODE,
     RankLauncher,
@@ -23,6 +20,7 @@ from hydra_plugins.cosmos_launchers._launch import (
     label,
     state,
 )
+from omegaconf import DictConfig, OmegaConf
 
 if TYPE_CHECKING:
     from hydra_plugins.cosmos_launchers._node import Asked
@@ -157,5 +155,3 @@ def discard(directory: Path, before: set[Path]) -> None:
         if here not in folder.parents:
             return
         folder = folder.parent
-
-
