@@ -9,7 +9,9 @@ def run() -> None:
     try:
         with ending_when_interrupted():
             from cosmos_hydra.main import main
+            from cosmos_hydra.place import adopt_slurm
 
+            adopt_slurm()
             main()
     finally:
         ignore_all()

@@ -467,6 +467,12 @@ class LogConfig:
 
 
 @dataclass
+class LaunchConfig:
+    # true = print what launch=torchrun or launch=slurm would start, and start nothing
+    dry_run: bool = False
+
+
+@dataclass
 class PipelineConfig:
     # stages to run, in this order
     stages: list[Stage] = field(
@@ -500,6 +506,7 @@ class Config:
     download: DownloadConfig = field(default_factory=DownloadConfig)
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
 
     @property
     def stages(self) -> list[Stage]:

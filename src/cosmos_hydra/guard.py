@@ -8,6 +8,7 @@ folders of others can reach all of these.
 import functools
 import importlib
 import re
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
@@ -31,6 +32,8 @@ ALLOWED = {
     "hydra.launcher._target_": {
         "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
         f"{OURS}.local.LocalLauncher",
+        f"{OURS}.torchrun.TorchrunLauncher",
+        f"{OURS}.slurm.SlurmLauncher",
     },
     "hydra.sweeper._target_": {
         "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
@@ -38,6 +41,9 @@ ALLOWED = {
         f"{OURS}.search.OptunaSweeper",
     },
 }
+# fields of launchers that say what runs on a cluster beside the ranks, and with which Python
+RUNNING = ("setup", "srun_args", "additional", "container_image", "container_mounts", "python")
+HARMLESS: tuple[Any, ...] = (None, [], {}, ["--kill-on-bad-exit=1"])
 CALLING = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
 # interpolations as usually written; however written, the resolvers refuse them
 FROM_TEXT = re.compile(r"(?<!\\)\$\{\s*(oc\.create|oc\.decode)\s*:")
@@ -162,6 +168,14 @@ def _no_sections(hydra: dict[str, Any]) -> Iterator[str]:
 def _acting(hydra: dict[str, Any]) -> Iterator[str]:
     if hydra.get("callbacks"):
         yield "hydra.callbacks is refused: callbacks would run code; leave it out"
+    typed = sys.argv[1:]
+    for name in RUNNING:
+        key = f"hydra.launcher.{name}"
+        is_typed = any(
+            argument.lstrip("+").startswith((f"{key}=", f"{key}.")) for argument in typed
+        )
+        if hydra["launcher"].get(name) not in HARMLESS and not is_typed:
+            yield f"{key} is refused: a file of configs would say what runs there; type it instead"
     for name in LOGGING:
         if not _is_quiet(hydra[name]):
             yield f"hydra.{name} is refused: logging configs can call code; set hydra.verbose=true"

@@ -34,7 +34,15 @@ from cosmos_hydra.errors import ConfigError, CosmosError, Preempted, StageError,
 from cosmos_hydra.hub.cache import fill_paths
 from cosmos_hydra.job import Job
 from cosmos_hydra.logs import logging_to
-from cosmos_hydra.overrides import conf_folder, explain, quote_free_text, refuse_null_groups
+from cosmos_hydra.overrides import (
+    as_single,
+    conf_folder,
+    explain,
+    is_sweep,
+    quote_free_text,
+    refuse_null_groups,
+    refuse_several_values,
+)
 from cosmos_hydra.redaction import leaks, redact, redacted_output
 from cosmos_hydra.runs import run_directory
 from cosmos_hydra.signals import ending_when_interrupted, ignore_all, leave_after_the_first
@@ -55,6 +63,9 @@ LOOKING = (
     schema.Stage.export,
     schema.Stage.doctor,
 )
+# hydra.sweep.subdir of a command that is no sweep: launchers run even one job as Hydra's MULTIRUN,
+# which heeds hydra.sweep.dir instead of hydra.run.dir
+SINGLE = "."
 logger = logging.getLogger(__name__)
 
 
@@ -68,6 +79,11 @@ def run_stages(config: schema.Config, job: Job) -> object:
         place.use_expandable_segments()
     # the other ranks of a job help rank 0 to train
     stages = [s for s in config.stages if place.is_first() or s is schema.Stage.post_train]
+    if place.world_size() > 1 and schema.Stage.post_train not in config.stages:
+        logger.info(
+            f"stage={config.stage.name} runs on one rank; the others of {place.world_size()} "
+            f"have nothing to do"
+        )
     for stage in stages:
         module, _, function = STAGES[stage].partition(":")
         if len(config.stages) > 1:
@@ -91,7 +107,7 @@ def task(composed: DictConfig) -> object:
         choices={str(group): str(option) for group, option in choices.items()},
     )
     try:
-        with _hydra_raises(False):
+        with _hydra_raises(False), redacted_output():  # a rank has its own output
             return _run(job, hydra_config)
     except (CosmosError, OSError) as error:
         problem = storage_error(error) if isinstance(error, OSError) else error
@@ -107,6 +123,11 @@ def task(composed: DictConfig) -> object:
 def _run(job: Job, hydra_config: Any) -> object:
     assert job.composed is not None
     config, messages = _checked(job.composed)
+    if config.launch.dry_run:  # a launcher would have shown what it starts
+        raise ConfigError(
+            "launch.dry_run=true has nothing to show with launch=local, which starts no other "
+            "process; use launch=torchrun or launch=slurm"
+        )
     with ExitStack() as stack:
         here = job.directory
         is_writing = config.stage not in LOOKING and place.is_first()
@@ -115,7 +136,7 @@ def _run(job: Job, hydra_config: Any) -> object:
         if log is not None:
             stack.enter_context(claim(here / files.LOCK, str(here)))
             files.remove_leftovers(here, here / ".hydra", here / "previews")
-        if hydra_config.mode is RunMode.MULTIRUN:
+        if hydra_config.mode is RunMode.MULTIRUN and hydra_config.sweep.subdir != SINGLE:
             stack.enter_context(waiting_for_others())
             logger.info(f"== job {hydra_config.job.num}: {job.directory} ==")
         for message in messages:
@@ -232,7 +253,7 @@ def main() -> None:
         sys.stdout.write(help_text())
         return
     sys.excepthook = _print_traceback
-    sys.argv[1:] = quote_free_text(arguments)
+    sys.argv[1:] = as_single(quote_free_text(arguments))
     if "--hydra-help" in arguments:  # composed without config.yaml, where these are chosen
         sys.argv += ["hydra/job_logging=none", "hydra/hydra_logging=none"]
     schema.register()
@@ -265,6 +286,8 @@ def _refuse(arguments: list[str]) -> None:
     if problems:
         raise ConfigError(*problems)
     refuse_null_groups(arguments)
+    if not is_sweep(arguments):
+        refuse_several_values(arguments)
 
 
 def _print_traceback(kind: type, error: BaseException, trace: TracebackType | None) -> None:

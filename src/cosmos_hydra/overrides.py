@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
-from hydra.errors import MissingConfigException, OverrideParseException
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import (
     ConfigAttributeError,
     ConfigKeyError,
@@ -107,6 +108,38 @@ def refuse_null_groups(arguments: list[str]) -> None:
         key, _, value = argument.partition("=")
         if value == "null" and key in set(groups()) - OPTIONAL_GROUPS:
             raise ConfigError(f"{argument} leaves the group empty; choose one of its options")
+
+
+def is_sweep(arguments: list[str]) -> bool:
+    """Return whether a command line asks for the jobs of a sweep."""
+    long = ("--multirun", "--multiru", "--multir", "--multi", "--mult", "--mul", "--mu")
+    return any(
+        argument in ("-m", *long) or argument.startswith(("sweep=", "hydra.mode="))
+        for argument in arguments
+    )
+
+
+def as_single(arguments: list[str]) -> list[str]:
+    """Return the arguments with the place of a single job, for launchers, unless it is a sweep."""
+    if is_sweep(arguments):
+        return arguments
+    typed = [index for index, argument in enumerate(arguments) if OVERRIDE.fullmatch(argument)]
+    place = typed[0] if typed else len(arguments)
+    single = ["hydra.sweep.dir=${hydra.run.dir}", "hydra.sweep.subdir=."]
+    return [*arguments[:place], *single, *arguments[place:]]
+
+
+def refuse_several_values(arguments: list[str]) -> None:
+    """Raise ConfigError for a sweep without -m, which a launcher would take for one."""
+    parser = OverridesParser.create()
+    for argument, quoted in zip(arguments, quote_free_text(arguments), strict=True):
+        if OVERRIDE.fullmatch(quoted):
+            try:
+                is_several = parser.parse_override(quoted).is_sweep_override()
+            except HydraException:
+                continue  # Hydra says what is wrong with it
+            if is_several:
+                raise ConfigError(f"{argument} holds several values; add -m to run a job for each")
 
 
 def explain(error: Exception, arguments: list[str]) -> ConfigError:

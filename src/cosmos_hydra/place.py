@@ -1,9 +1,11 @@
 """Which of several processes this is; rank 0 alone writes the run directory and speaks.
 
-Whoever starts several (torchrun) sets RANK and WORLD_SIZE. Imports nothing slow.
+Whoever starts several (torchrun) sets RANK and WORLD_SIZE; srun has names of its own. Imports
+nothing slow.
 """
 
 import os
+import re
 
 
 def rank() -> int:
@@ -24,6 +26,31 @@ def local_rank() -> int:
 def is_first() -> bool:
     """Return whether this is rank 0, or the only process."""
     return rank() == 0
+
+
+def adopt_slurm() -> None:
+    """Set what torchrun would, where srun has started one task for each rank.
+
+    Counted are the tasks of the step: a batch script itself is no step, and one process.
+    """
+    if "RANK" in os.environ or int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) < 2:
+        return
+    nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ["SLURM_JOB_NODELIST"]
+    # below the ports that Linux gives to connections
+    port = 20000 + int(os.environ["SLURM_JOB_ID"]) % 10000
+    os.environ.setdefault("MASTER_ADDR", first_host(nodes))
+    os.environ.setdefault("MASTER_PORT", str(port))
+    os.environ |= {
+        "RANK": os.environ["SLURM_PROCID"],
+        "LOCAL_RANK": os.environ["SLURM_LOCALID"],
+        "WORLD_SIZE": os.environ["SLURM_STEP_NUM_TASKS"],
+    }
+
+
+def first_host(nodes: str) -> str:
+    """Return the first name of a list as Slurm writes it, such as r[1-2]n[07-12],login."""
+    found = re.match(r"(?:[^,\[]|\[[^\]]*\])+", nodes)
+    return re.sub(r"\[(\w+)[^\]]*\]", r"\1", found[0]) if found else nodes
 
 
 def use_expandable_segments() -> None:

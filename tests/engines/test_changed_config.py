@@ -55,8 +55,8 @@ LOGGED = {
 }
 # training takes nothing from these; the samples are compared by content
 UNUSED = (
-    *("checkpoint", "data.", "export.", "generate.", "log.", "name", "paths.", "pipeline."),
-    *("stage", "download."),
+    *("checkpoint", "data.", "export.", "generate.", "launch.", "log.", "name", "paths."),
+    *("pipeline.", "stage", "download."),
 )
 UNUSED_TOO = {"resume.mode"}
 

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, BinaryIO, NoReturn
 
+from hydra_plugins.cosmos_launchers._jobs import INTERRUPTED_CODE, PREEMPTED_CODE
+
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
-INTERRUPTED, PREEMPTED = 130, 75  # exit codes
 Handlers = dict[signal.Signals, Any]
 
 
@@ -23,7 +24,7 @@ class Ended(Exception):
         super().__init__(exit_code)
 
     def __str__(self) -> str:
-        if self.exit_code in (INTERRUPTED, PREEMPTED):
+        if self.exit_code in (INTERRUPTED_CODE, PREEMPTED_CODE):
             return "stopped by a signal"
         if self.exit_code >= 0:
             return f"ended with exit code {self.exit_code} and without a word"
@@ -76,7 +77,7 @@ class Children:
             file.flush()
             code = 0
         except KeyboardInterrupt:
-            code = INTERRUPTED
+            code = INTERRUPTED_CODE
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
         except BaseException as error:  # noqa: BLE001 (this process ends here)

@@ -1,6 +1,8 @@
 """Jobs of a sweep as Hydra knows them: their configs, and how they report a failure."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
 from hydra.core.hydra_config import HydraConfig
@@ -8,9 +10,27 @@ from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from hydra_plugins.cosmos_launchers._fork import INTERRUPTED, PREEMPTED
+# exit codes: Ctrl-C, saved and wants to go on (EX_TEMPFAIL), a wrong config
+INTERRUPTED_CODE, PREEMPTED_CODE, CONFIG_CODE = 130, 75, 2
 
-CONFIG = 2  # exit code of a config error
+
+@dataclass(frozen=True)
+class Job:
+    """What a launcher knows of a job that has ended."""
+
+    number: int
+    # as the sweeper gave them, key=value
+    overrides: Sequence[str]
+    directory: Path
+    # ok, failed, preempted, or lost (ended without a word)
+    status: str
+    # why, in one line; None if ok
+    error: str | None
+    seconds: float
+    # what the task returned
+    value: Any = None
+    # of its process; 2 = its config is wrong
+    exit_code: int = 1
 
 
 class JobError(Exception):
@@ -40,7 +60,7 @@ class JobError(Exception):
     @property
     def status(self) -> str:
         """Return preempted, lost (its process ended without a word) or failed."""
-        if self.exit_code in (INTERRUPTED, PREEMPTED):
+        if self.exit_code in (INTERRUPTED_CODE, PREEMPTED_CODE):
             return "preempted"
         return "lost" if self.is_lost else "failed"
 
@@ -95,7 +115,7 @@ def refuse_hopeless(
             HydraConfig.instance().set_config(composed)
             check(OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"]))
         except Exception as error:
-            if getattr(error, "exit_code", None) != CONFIG:
+            if getattr(error, "exit_code", None) != CONFIG_CODE:
                 raise
             problems |= dict.fromkeys(str(error).splitlines())
             kind = type(error)
@@ -110,4 +130,4 @@ def exit_code(results: Sequence[JobReturn]) -> int:
     """Return the exit code of a sweep: 2 if all that failed have a wrong config, else 1; or 0."""
     failures = [job._return_value for job in results if job.status is JobStatus.FAILED]
     codes = {getattr(failure, "exit_code", 1) for failure in failures}
-    return 0 if not codes else CONFIG if codes == {CONFIG} else 1
+    return 0 if not codes else CONFIG_CODE if codes == {CONFIG_CODE} else 1

@@ -11,34 +11,14 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from hydra_plugins.cosmos_launchers import _table
-from hydra_plugins.cosmos_launchers._jobs import CONFIG
+from hydra_plugins.cosmos_launchers._jobs import CONFIG_CODE, Job
 
 FILE = "sweep.csv"
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a launcher knows of a job that has ended."""
-
-    number: int
-    # as the sweeper gave them, key=value
-    overrides: Sequence[str]
-    directory: Path
-    # ok, failed, preempted, or lost (ended without a word)
-    status: str
-    # why, in one line; None if ok
-    error: str | None
-    seconds: float
-    # what the task returned
-    value: Any = None
-    # of its process; 2 = its config is wrong
-    exit_code: int = 1
 
 
 class Row:
@@ -98,7 +78,7 @@ def summarise(folder: Path, jobs: Sequence[Job], wall_s: float | None = None) ->
     sys.stdout.write("\n".join(_lines(rows, folder, wall_s)) + "\n")
     sys.stdout.flush()
     codes = {job.exit_code for job in jobs if job.status != "ok"}
-    return 0 if not codes else CONFIG if codes == {CONFIG} else 1
+    return 0 if not codes else CONFIG_CODE if codes == {CONFIG_CODE} else 1
 
 
 def _lines(rows: list[Row], folder: Path, wall_s: float | None) -> list[str]:

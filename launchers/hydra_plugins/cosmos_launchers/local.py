@@ -15,9 +15,16 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from hydra_plugins.cosmos_launchers._fork import INTERRUPTED, PREEMPTED, Children, Ended, children
-from hydra_plugins.cosmos_launchers._jobs import Failed, JobError, compose_job
-from hydra_plugins.cosmos_launchers._summary import Job, summarise
+from hydra_plugins.cosmos_launchers._fork import Children, Ended, children
+from hydra_plugins.cosmos_launchers._jobs import (
+    INTERRUPTED_CODE,
+    PREEMPTED_CODE,
+    Failed,
+    Job,
+    JobError,
+    compose_job,
+)
+from hydra_plugins.cosmos_launchers._summary import summarise
 
 
 @dataclass
@@ -59,7 +66,9 @@ class LocalLauncher(Launcher):
                     returns.append(self._run(running, number, overrides))
             summarise(folder, self.jobs, time.monotonic() - self.began_s)
         if running.signal:
-            raise SystemExit(INTERRUPTED if running.signal.name == "SIGINT" else PREEMPTED)
+            raise SystemExit(
+                INTERRUPTED_CODE if running.signal.name == "SIGINT" else PREEMPTED_CODE
+            )
         return returns
 
     def _run(self, running: Children, number: int, overrides: Sequence[str]) -> JobReturn:
