@@ -165,10 +165,11 @@ def _checked(composed: DictConfig) -> tuple[schema.Config, list[str]]:
 
 
 def check_job(composed: DictConfig) -> None:
-    """Raise ConfigError for a job of a sweep that could not begin; called before any of them is."""
+    """Raise ConfigError for a job that a launcher could not begin; called before any of them is."""
     if place.world_size() > 1:
         raise ConfigError(
-            "a sweep would run once on each rank; leave torchrun out and use launch=torchrun"
+            f"each of {place.world_size()} ranks would start jobs of its own; leave torchrun or "
+            f"srun out, or launch= and -m"
         )
     _checked(composed)
 

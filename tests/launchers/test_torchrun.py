@@ -81,8 +81,8 @@ def test_ranks_do_not_start_ranks(
     refused = command("stage=post_train", *TWO, cwd=tmp_path)
     assert refused.code == 2
     assert refused.stderr == (
-        "cosmos-hydra: a launcher would start ranks of ranks; leave torchrun or srun out, or use "
-        "launch=local\n"
+        "cosmos-hydra: each of 2 ranks would start jobs of its own; leave torchrun or srun out, or "
+        "launch= and -m\n"
     )
 
 

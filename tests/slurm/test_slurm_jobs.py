@@ -123,6 +123,7 @@ def test_a_job_at_its_time_limit_saves_and_goes_on(cluster: Cluster, tmp_path: P
     cluster.start_now(job)
     until(lambda: "from step" in (run / "logs/rank_00.log").read_text().partition("==")[2])
     running.ask()
+    time.sleep(0.5)
     running.ask()
     running.end()
     log = (run / "logs/rank_00.log").read_text()

@@ -1,5 +1,6 @@
 """A sweep of the real post_train over two nodes, and the same command as tasks of srun."""
 
+import csv
 import json
 import os
 import re
@@ -35,6 +36,13 @@ def test_a_sweep_over_learning_rates_trains_on_two_nodes(
     assert (ended.code, ended.stderr) == (0, "")
     ids = set(re.findall(r"Slurm job (\d+)_\d", ended.stdout))
     assert len(ids) == 1  # one array
+    assert "2 jobs, 2 ok" in ended.stdout
+    with (tmp_path / "sweep/sweep.csv").open(newline="") as file:
+        best, other = csv.DictReader(file)
+    assert {best["status"], other["status"]} == {"ok"}
+    assert float(best["val_loss"]) < float(other["val_loss"])
+    winner = f"use it: cosmos-hydra stage=generate checkpoint=sweep/{best['run']}"
+    assert ended.stdout.splitlines()[-1] == winner
     for number, rate in ((0, 1e-4), (1, 1e-3)):
         run = tmp_path / "sweep" / str(number)
         assert runs.steps(run) == [2]

@@ -82,7 +82,8 @@ def in_job(monkeypatch: pytest.MonkeyPatch) -> Hook:
 def test_the_table_is_sorted_by_validation_loss_and_ends_with_what_to_type(
     command: Command, small_samples: Path, tmp_path: Path
 ) -> None:
-    outcome = run_sweep(command, small_samples, tmp_path, "optim.lr=1e-4,1e30,1e-3")
+    typed = ("optim.lr=1e-4,1e30,1e-3", "log.report=true")
+    outcome = run_sweep(command, small_samples, tmp_path, *typed)
     assert outcome.code == 1, outcome.stderr
     cause = "the last validation loss is inf: training has diverged"
     assert outcome.stderr == f"cosmos-hydra: job 1: {cause}\n"
@@ -306,5 +307,7 @@ def test_ranks_that_torchrun_started_do_not_each_run_the_sweep(
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     refused = command("-m", "stage=post_train", "seed=1,2", cwd=tmp_path)
-    message = "a sweep would run once on each rank; leave torchrun out and use launch=torchrun"
+    message = (
+        "each of 2 ranks would start jobs of its own; leave torchrun or srun out, or launch= and -m"
+    )
     assert (refused.code, refused.stderr) == (2, f"cosmos-hydra: {message}\n")

@@ -52,11 +52,6 @@ class RankLauncher(Launcher):
 
     def begin(self, job_overrides: Sequence[Sequence[str]]) -> None:
         """Prepare a batch; ends the program where it cannot be run."""
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            self.refuse(
-                "a launcher would start ranks of ranks; leave torchrun or srun out, or use "
-                "launch=local"
-            )
         if self.is_single and len(job_overrides) > 1:
             self.refuse("several values make several jobs; add -m to run a job for each")
         setup_globals()
