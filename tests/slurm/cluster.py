@@ -96,8 +96,15 @@ class Cluster:
 
     def start_now(self, job: str) -> None:
         """Start a requeued job at once; Slurm would let it wait for two minutes."""
-        until(lambda: "JobState=PENDING" in self.shown(job))
-        subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], check=True)
+        update = ("scontrol", "update", f"JobId={job}", "StartTime=now")
+
+        def has_started() -> bool:
+            shown = self.shown(job)
+            if "Reason=BeginTime" in shown:  # also when Slurm has set that once more
+                subprocess.run(update, check=False)
+            return "JobState=PENDING" not in shown and "Restarts=0" not in shown
+
+        until(has_started)
 
 
 def until(is_so: Callable[[], object], limit_s: float = LIMIT_S) -> None:
