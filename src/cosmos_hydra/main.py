@@ -63,6 +63,8 @@ LOOKING = (
     schema.Stage.export,
     schema.Stage.doctor,
 )
+# in these every rank of a job takes its part
+SHARED = (schema.Stage.preprocess, schema.Stage.post_train, schema.Stage.generate)
 # hydra.sweep.subdir of a command that is no sweep: launchers run even one job as Hydra's MULTIRUN,
 # which heeds hydra.sweep.dir instead of hydra.run.dir
 SINGLE = "."
@@ -77,9 +79,9 @@ def run_stages(config: schema.Config, job: Job) -> object:
     result: object = None
     if schema.Stage.post_train in config.stages:
         place.use_expandable_segments()
-    # the other ranks of a job help rank 0 to train
-    stages = [s for s in config.stages if place.is_first() or s is schema.Stage.post_train]
-    if place.world_size() > 1 and schema.Stage.post_train not in config.stages:
+    # with the others, which have several ranks no use, rank 0 is alone
+    stages = [s for s in config.stages if place.is_first() or s in SHARED]
+    if place.world_size() > 1 and not set(config.stages) & set(SHARED):
         logger.info(
             f"stage={config.stage.name} runs on one rank; the others of {place.world_size()} "
             f"have nothing to do"

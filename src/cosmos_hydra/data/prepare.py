@@ -7,6 +7,9 @@ the settings before the first sample, `manifest.json` after the last.
 import gc
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,7 @@ from cosmos_hydra.data.inventory import (
 from cosmos_hydra.data.store import FORMAT_VERSION, Layout, SampleStore, open_store
 from cosmos_hydra.data.video import UnreadableVideo, decode, fit_frames, to_signed
 from cosmos_hydra.data.writer import SampleWriter
+from cosmos_hydra.engines.torch.team import Team
 from cosmos_hydra.errors import StageError
 from cosmos_hydra.logs import progress
 from cosmos_hydra.models.text import TextEmbedding, load_text_encoder
@@ -38,27 +42,54 @@ from cosmos_hydra.seeds import numpy_generator
 logger = logging.getLogger(__name__)
 
 
+@dataclass
+class Work:
+    """What is to be made, as rank 0 has found it."""
+
+    plan: dict[str, Any]
+    inventory: Inventory
+
+    @cached_property
+    def ids(self) -> dict[Clip, str]:
+        """Return the name of each clip's sample."""
+        return {clip: str(number) for number, clip in enumerate(self.inventory.clips)}
+
+
 def prepare(
-    config: Config, device: torch.device, begin: Callable[[], None] = lambda: None
+    config: Config,
+    device: torch.device,
+    begin: Callable[[], None] = lambda: None,
+    team: Team | None = None,
 ) -> SampleStore:
     """Return the samples of the configured source, making those that are missing.
 
-    `begin` is called when nothing is left that would be refused.
+    `begin` is called when nothing is left that would be refused. Every rank of the team calls
+    this: rank 0 plans, and each makes its share of the clips.
 
     Raises: ConfigError when encoder weights are missing; StageError when no sample can be made,
     when data.path holds other samples, or when another process writes there.
     """
     layout = Layout(Path(config.data.path).expanduser(), config.data.format)
-    with claim(layout.lock, f"data.path={layout.folder}"):
-        # the NeMo reader would take them for samples
-        files.remove_leftovers(layout.folder, layout.folder / "text")
-        files.remove_leftovers(layout.folder.parent, prefix=f".{layout.folder.name}.")
-        return _prepare(config, layout, device, begin)
+    team = team or Team()
+    with ExitStack() as stack:
+        work = team.decide(lambda: _plan(config, layout, device, begin, stack))
+        if work is not None:
+            _make(config, layout, work, device, team)
+        return open_store(config.data.path)
 
 
-def _prepare(
-    config: Config, layout: Layout, device: torch.device, begin: Callable[[], None]
-) -> SampleStore:
+def _plan(
+    config: Config,
+    layout: Layout,
+    device: torch.device,
+    begin: Callable[[], None],
+    stack: ExitStack,
+) -> Work | None:
+    """Claim the folder and return what is to be made in it; None if nothing is."""
+    stack.enter_context(claim(layout.lock, f"data.path={layout.folder}"))
+    # the NeMo reader would take them for samples
+    files.remove_leftovers(layout.folder, layout.folder / "text")
+    files.remove_leftovers(layout.folder.parent, prefix=f".{layout.folder.name}.")
     wanted = settings(config)
     inventory = take_inventory(config)
     for line in messages(config, inventory):
@@ -72,25 +103,50 @@ def _prepare(
     begin()
     if is_done:
         logger.info(f"samples in {layout.folder} are up to date")
-        return open_store(config.data.path)
+        return None
     model = config.model
     logger.info(
         f"encoding with the {model.tokenizer.kind} tokenizer and the {model.text_encoder.kind} "
         f"text encoder on {device}, into {layout.folder}"
     )
     files.write_json(layout.beside("plan.json"), plan)
-    tokenizer = _tokenizer(config, inventory, layout, device)
-    texts, text_identity = _encode_captions(config, inventory, device)
-    ids = {clip: str(number) for number, clip in enumerate(inventory.clips)}
-    _encode_clips(config, inventory, layout, tokenizer, texts, ids)
-    if len(inventory.episodes) < len(videos):
+    return Work(plan, inventory)
+
+
+def _make(config: Config, layout: Layout, work: Work, device: torch.device, team: Team) -> None:
+    team.decide(lambda: _fit_tokenizer(config, work.inventory, layout))
+    tokenizer = load_tokenizer(config.model, layout.tokenizer, device)
+    texts, text_identity = team.decide(lambda: _encode_captions(config, work.inventory, device))
+    failed = _encode_clips(config, work, layout, tokenizer, texts, team)
+    found = {video: reason for part in team.gather(failed) for video, reason in part.items()}
+    identities = (tokenizer.identity, text_identity)
+    team.decide(lambda: _complete(config, layout, work, found, *identities))
+    del tokenizer, texts
+    gc.collect()
+
+
+def _complete(
+    config: Config,
+    layout: Layout,
+    work: Work,
+    failed: dict[str, str],
+    tokenizer: Any,
+    text_encoder: Any,
+) -> None:
+    """Write the manifest, without the videos that failed."""
+    inventory, ids = work.inventory, work.ids
+    for video in sorted(failed):
+        _forget(inventory, layout, video, failed[video], ids)
+    if not inventory.clips:
+        raise StageError(f"data.source={config.data.source} gives no sample: {inventory.summary()}")
+    if failed:
         logger.info(inventory.summary())
     manifest = {
         "format_version": FORMAT_VERSION,
-        "settings": plan["settings"],
+        "settings": work.plan["settings"],
         "config": schema.to_dict(config),
-        "tokenizer": tokenizer.identity,
-        "text_encoder": text_identity,
+        "tokenizer": tokenizer,
+        "text_encoder": text_encoder,
         **inventory.describe(),
         "samples": [
             {
@@ -108,9 +164,6 @@ def _prepare(
     manifest["content_hash"] = files.sha256_of_json({key: manifest[key] for key in identity})
     files.write_json(layout.manifest, manifest)
     layout.beside("plan.json").unlink(missing_ok=True)
-    del tokenizer, texts
-    gc.collect()
-    return SampleStore(layout, manifest)
 
 
 def _is_done(layout: Layout, plan: dict[str, Any]) -> bool:
@@ -162,9 +215,7 @@ def read_clip(config: Config, inventory: Inventory, clip: Clip) -> tuple[torch.T
     return video_CFHW, vars(box)
 
 
-def _tokenizer(
-    config: Config, inventory: Inventory, layout: Layout, device: torch.device
-) -> Tokenizer:
+def _fit_tokenizer(config: Config, inventory: Inventory, layout: Layout) -> None:
     if config.model.tokenizer.kind is TokenizerKind.toy and not layout.tokenizer.is_file():
         clips = [clip for clip in inventory.clips if clip.split == TRAIN]
         limit = config.data.tokenizer_clips
@@ -179,7 +230,6 @@ def _tokenizer(
                 f"replace the damaged videos"
             )
         fitted.save(layout.tokenizer)
-    return load_tokenizer(config.model, layout.tokenizer, device)
 
 
 def _pixels(config: Config, inventory: Inventory, clips: list[Clip]) -> Iterator[torch.Tensor]:
@@ -217,33 +267,39 @@ def _encode_captions(
 
 def _encode_clips(
     config: Config,
-    inventory: Inventory,
+    work: Work,
     layout: Layout,
     tokenizer: Tokenizer,
     texts: dict[str, TextEmbedding],
-    ids: dict[Clip, str],
-) -> None:
+    team: Team,
+) -> dict[str, str]:
+    """Make this rank's samples and return the videos that could not be decoded, with reasons."""
     writer = SampleWriter(layout)
-    clips = [clip for clip in inventory.clips if not layout.info(ids[clip]).is_file()]
-    done = len(inventory.clips) - len(clips)
+    inventory, ids = work.inventory, work.ids
+    missing = team.decide(lambda: [c for c in inventory.clips if not layout.info(ids[c]).is_file()])
+    clips = team.share(missing)
+    done = len(ids) - len(missing)
     if done:
-        logger.info(f"going on: {done} of {len(inventory.clips)} samples are there")
-    with progress("encode clips", len(ids), "clips", start=done) as bar:
+        logger.info(f"going on: {done} of {len(ids)} samples are there")
+    if team.size > 1:
+        logger.info(f"{team.size} ranks share them; shown is what rank 0 does")
+        done = 0
+    failed: dict[str, str] = {}
+    with progress("encode clips", done + len(clips), "clips", start=done) as bar:
         for clip in clips:
-            if clip.video in inventory.failed:
+            if clip.video in failed:
                 continue
             try:
                 video_CFHW, content = read_clip(config, inventory, clip)
             except UnreadableVideo as error:
-                _forget(inventory, layout, clip.video, str(error), ids)
+                failed[clip.video] = str(error)
                 continue
             latent_CFHW = tokenizer.encode(to_signed(video_CFHW)[None])[0]
             info = _info(config, inventory, clip, content)
             text = texts[inventory.episodes[clip.video].caption]
             writer.write(ids[clip], info, latent_CFHW, text)
             bar.advance()
-    if not inventory.clips:
-        raise StageError(f"data.source={config.data.source} gives no sample: {inventory.summary()}")
+    return failed
 
 
 def _forget(

@@ -22,6 +22,7 @@ from cosmos_hydra.diffusion.generation import Request, generate_latent
 from cosmos_hydra.engines.torch.attention import set_attention
 from cosmos_hydra.engines.torch.kernels import effective_attention, kernel_of
 from cosmos_hydra.engines.torch.precision import autocast_for, effective_precision
+from cosmos_hydra.engines.torch.team import Team
 from cosmos_hydra.errors import StageError
 from cosmos_hydra.logs import progress
 from cosmos_hydra.models.text import TextEncoder, load_text_encoder
@@ -69,22 +70,38 @@ def common_facts(config: Config, weights: Located, device: torch.device) -> dict
 
 
 def make_videos(
-    config: Config, weights: Located, videos: list[Video], out: Path, device: torch.device
+    config: Config,
+    weights: Located,
+    videos: list[Video],
+    out: Path,
+    device: torch.device,
+    team: Team,
 ) -> list[Path]:
-    """Make what is missing and return the paths of all videos; draw a contact sheet of them."""
+    """Make what is missing and return the paths of all videos; draw a contact sheet of them.
+
+    Every rank of the team calls this and makes its share.
+    """
+    missing = team.decide(lambda: _missing(videos, out))
+    if missing:
+        texts = team.decide(lambda: _encode(config, missing, device))
+        if own := team.share(missing):
+            _sample(config, weights, own, texts, out, device)
+        team.wait()
+    paths = [out / f"{video.stem}.mp4" for video in videos]
+    if team.is_first:
+        rows = [
+            (f"{video.prompt} (seed {video.seed})", _read(path))
+            for video, path in zip(videos, paths, strict=True)
+        ]
+        save_picture(contact_sheet(rows), out / "contact_sheet.png")
+    return paths
+
+
+def _missing(videos: list[Video], out: Path) -> list[Video]:
     missing = [video for video in videos if not (out / f"{video.stem}.json").is_file()]
     if len(missing) < len(videos):
         logger.info(f"{len(videos) - len(missing)} of {len(videos)} videos are there already")
-    if missing:
-        texts = _encode(config, missing, device)
-        _sample(config, weights, missing, texts, out, device)
-    paths = [out / f"{video.stem}.mp4" for video in videos]
-    rows = [
-        (f"{video.prompt} (seed {video.seed})", _read(path))
-        for video, path in zip(videos, paths, strict=True)
-    ]
-    save_picture(contact_sheet(rows), out / "contact_sheet.png")
-    return paths
+    return missing
 
 
 def _encode(config: Config, videos: list[Video], device: torch.device) -> dict[str, torch.Tensor]:
