@@ -104,6 +104,11 @@ LAYOUTS = {
         _split_diagonal,
     ),
 }
+# of our own nemo engine: as NeMo's, but the three modulations stay apart
+BLOCK_LAYOUTS = {
+    **{key: layout for key, layout in LAYOUTS.items() if not key.startswith("adaLN.")},
+    **{name: Layout((name,)) for key in LAYOUTS if "adaLN" in key for name in LAYOUTS[key].names},
+}
 # of a weight in a block: the array it is in, and its place there
 PLACES = {name: (key, i) for key, layout in LAYOUTS.items() for i, name in enumerate(layout.names)}
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 from diffusers.models.embeddings import apply_rotary_emb
+from torch.distributed import ProcessGroup
 from torch.distributed._functional_collectives import all_to_all_single_autograd
-from torch.distributed.device_mesh import DeviceMesh
 
 from cosmos_hydra.engines.torch.kernels import Kernel
 
@@ -19,8 +19,8 @@ from cosmos_hydra.engines.torch.kernels import Kernel
 class Ulysses:
     """Exchange tokens for heads, attend over the whole clip, exchange back."""
 
-    def __init__(self, kernel: Kernel, mesh: DeviceMesh) -> None:
-        self.kernel, self.size, self.group = kernel, mesh.size(), mesh.get_group()
+    def __init__(self, kernel: Kernel, group: ProcessGroup) -> None:
+        self.kernel, self.size, self.group = kernel, group.size(), group
 
     def __call__(
         self, q_BNlK: torch.Tensor, k_BNlK: torch.Tensor, v_BNlK: torch.Tensor

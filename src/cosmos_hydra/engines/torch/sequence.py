@@ -52,7 +52,7 @@ def share_tokens(
         return rotary.of(cos_LK, 0), rotary.of(sin_LK, 0)
 
     def gather(module: nn.Module, inputs: Any, x_BlD: torch.Tensor) -> torch.Tensor:
-        return _Gather.apply(x_BlD, group)
+        return gather_tokens(x_BlD, group)
 
     hooks: dict[str, Any] = {
         "patch_embed": cut_patches,
@@ -62,6 +62,11 @@ def share_tokens(
     }
     for name, hook in hooks.items():
         transformer.get_submodule(name).register_forward_hook(hook)
+
+
+def gather_tokens(x_BlD: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+    """Return all tokens, those of rank i in the i-th place; called by every rank of `group`."""
+    return _Gather.apply(x_BlD, group)
 
 
 class _Gather(torch.autograd.Function):

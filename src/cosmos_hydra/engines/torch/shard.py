@@ -67,7 +67,7 @@ def _set_attention(transformer: Any, config: Config, ranks: Ranks) -> None:
     over_all: Kernel | None = None
     if ranks.cp is not None and ranks.degrees.cp > 1:
         needs_ring = ranks.degrees.needs_ring(config.model.num_heads)
-        over_all = Ring(ranks.cp) if needs_ring else Ulysses(kernel, ranks.cp)
+        over_all = Ring(ranks.cp) if needs_ring else Ulysses(kernel, ranks.cp.get_group())
     set_attention(transformer, kernel, over_all)
 
 

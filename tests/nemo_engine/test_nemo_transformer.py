@@ -1,0 +1,48 @@
+"""Megatron's network and the torch engine's are one function: predictions and all gradients."""
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import ranks
+
+pytest.importorskip("megatron.core", reason="megatron-core is not installed")
+from nemo_cases import compare
+
+ranks.PRELOADED = (*ranks.PRELOADED, "nemo_cases")
+logger = logging.getLogger(__name__)
+TOLERANCE = 1e-5
+MODEL = (
+    "model.num_layers=2",
+    "model.num_heads=4",
+    "model.head_dim=24",
+    "model.adaln_lora_dim=8",
+    "model.text_dim=32",
+    "model.max_size=[4,16,16]",
+    "model.rope_scale=[2.0,1.0,1.0]",
+)
+V2W = ("model.condition_mask=true", "model.rope_scale=[2.0,2.0,2.0]")
+CASES = {
+    "1 rank": (1, ()),
+    "1 rank, Video2World": (1, V2W),
+    "1 rank, all recomputed": (1, ("parallel.recompute=full",)),
+    "tp 2": (2, ("parallel.tp=2", "parallel.sequence_parallel=false")),
+    "tp 2, Video2World": (2, ("parallel.tp=2", "parallel.sequence_parallel=false", *V2W)),
+    "tp 4": (4, ("parallel.tp=4", "parallel.sequence_parallel=false")),
+    "tp 4, Video2World": (4, ("parallel.tp=4", "parallel.sequence_parallel=false", *V2W)),
+    "tp 2, sequence parallel": (2, ("parallel.tp=2",)),
+    "cp 2": (2, ("parallel.cp=2",)),
+    "tp 2 x cp 2, sequence parallel": (4, ("parallel.tp=2", "parallel.cp=2")),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_predictions_and_gradients_are_those_of_the_torch_engine(name: str, tmp_path: Path) -> None:
+    world_size, overrides = CASES[name]
+    ranks.run(world_size, compare, (*MODEL, *overrides), tmp_path)
+    for rank in range(world_size):
+        found = json.loads((tmp_path / f"rank_{rank}.json").read_text())
+        logger.info(f"{name}, rank {rank}: {found}")  # shown with --log-cli-level=info
+        assert found["forward"] < TOLERANCE
+        assert found["gradient"] < TOLERANCE, found["worst"]
