@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core import parallel_state
+from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.distributed import DistributedDataParallelConfig
 from megatron.core.distributed.finalize_model_grads import (
     _allreduce_non_tensor_model_parallel_grads,
@@ -17,9 +17,11 @@ from cosmos_hydra.config import Config
 from cosmos_hydra.engines.nemo.architecture import transformer_config
 from cosmos_hydra.engines.nemo.layers import block_spec
 from cosmos_hydra.engines.nemo.transformer import MegatronTransformer
-from cosmos_hydra.engines.nemo.weights import fill, whole_weights
+from cosmos_hydra.engines.nemo.weights import fill, shapes_of, whole_weights
 from cosmos_hydra.engines.torch.degrees import degrees_of
 from cosmos_hydra.models.transformer import Denoiser, build_transformer
+from cosmos_hydra.weights.locate import locate
+from cosmos_hydra.weights.open import open_weights
 
 CPU = torch.device("cpu")
 FPS = 12.0
@@ -31,9 +33,9 @@ def join(config: Config) -> MegatronTransformer:
     parallel = config.parallel
     parallel_state.initialize_model_parallel(parallel.tp, context_parallel_size=parallel.cp)
     degrees = degrees_of(parallel, dist.get_world_size())
-    if parallel.sequence_parallel and parallel.tp > 1:
-        # Megatron asks for the device to make buffers on, whatever it is
-        torch.cuda.current_device = lambda: "cpu"  # type: ignore[assignment, return-value]
+    # where Megatron makes buffers, and what it waits for before it saves
+    torch.cuda.current_device = lambda: "cpu"  # type: ignore[assignment, return-value]
+    torch.cuda.synchronize = lambda: None  # type: ignore[assignment, misc]
     return MegatronTransformer(
         config.model, transformer_config(config, degrees, CPU), block_spec(CPU)
     )
@@ -109,3 +111,30 @@ def compare(overrides: tuple[str, ...], out: Path) -> None:
     worst = max(errors, key=lambda name: errors[name])
     result = {"forward": error_of(found, wanted), "worst": worst, "gradient": errors[worst]}
     (out / f"rank_{dist.get_rank()}.json").write_text(json.dumps(result))
+
+
+def load_and_save(overrides: tuple[str, ...], folder: Path, out: Path) -> None:
+    """Fill this rank's part of a network from a folder of any format, and save it by Megatron."""
+    config = small_config(Path(), *overrides)
+    network = join(config)
+    source = open_weights(locate(str(folder), "resume.path"), shapes_of(config.model))
+    fill(network, config.model.head_dim, source.read)
+    if dist.get_rank() == 0:
+        out.mkdir()
+    dist.barrier()
+    dist_checkpointing.save(network.sharded_state_dict("module."), str(out))
+
+
+def load_saved(overrides: tuple[str, ...], folder: Path, out: Path) -> None:
+    """Fill this rank's part from Megatron's checkpoint by Megatron, and save all weights."""
+    config = small_config(Path(), *overrides)
+    network = join(config)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+    table = dist_checkpointing.load(network.sharded_state_dict("module."), str(folder))
+    found = {name.removeprefix("module."): tensor for name, tensor in table.items()}
+    network.load_state_dict(found, strict=False)
+    whole = dict(whole_weights(network, config.model.head_dim))
+    if dist.get_rank() == 0:
+        torch.save(whole, out)

@@ -104,20 +104,31 @@ LAYOUTS = {
         _split_diagonal,
     ),
 }
-# of our own nemo engine: as NeMo's, but the three modulations stay apart
-BLOCK_LAYOUTS = {
+# of our own engine=nemo: as NeMo's, but the three modulations stay apart
+APART = "norm1.linear_1.weight"
+OWN_LAYOUTS = {
     **{key: layout for key, layout in LAYOUTS.items() if not key.startswith("adaLN.")},
     **{name: Layout((name,)) for key in LAYOUTS if "adaLN" in key for name in LAYOUTS[key].names},
 }
-# of a weight in a block: the array it is in, and its place there
-PLACES = {name: (key, i) for key, layout in LAYOUTS.items() for i, name in enumerate(layout.names)}
+Layouts = Mapping[str, Layout]
+Places = dict[str, tuple[str, int]]
 
 
-def key_of(name: str) -> str:
+def _places(layouts: Layouts) -> Places:
+    """Return for each weight in a block the array it is in, and its place there."""
+    return {
+        name: (key, i) for key, layout in layouts.items() for i, name in enumerate(layout.names)
+    }
+
+
+PLACES = _places(LAYOUTS)
+
+
+def key_of(name: str, places: Places = PLACES) -> str:
     """Return the key of the array that holds a weight of diffusers' name."""
     if name in OUTSIDE:
         return f"{PREFIX}{OUTSIDE[name]}"
-    return f"{LAYERS}{PLACES[name.split('.', 2)[2]][0]}"
+    return f"{LAYERS}{places[name.split('.', 2)[2]][0]}"
 
 
 def is_used(key: str) -> bool:
@@ -131,11 +142,14 @@ class Nemo(Source):
     def __init__(self, place: Path, arrays: Mapping[str, Array], problems: list[str]) -> None:
         super().__init__(place, problems=list(problems))
         self.arrays = arrays
+        self.layouts = OWN_LAYOUTS if f"{LAYERS}{APART}" in arrays else LAYOUTS
+        self.places = _places(self.layouts)
         head = arrays.get(HEAD)
         self.head_dim = head.shape[-1] if head and head.shape else 1
         known = {key_of(name): name for name in OUTSIDE}
         for key, array in arrays.items():
-            layout = LAYOUTS.get(key.removeprefix(LAYERS)) if key.startswith(LAYERS) else None
+            is_stacked = key.startswith(LAYERS)
+            layout = self.layouts.get(key.removeprefix(LAYERS)) if is_stacked else None
             if layout is not None:
                 self._add_layers(key, layout, array)
             elif key in known:
@@ -168,15 +182,15 @@ class Nemo(Source):
         if name in OUTSIDE:
             return self.arrays[key_of(name)].read()
         _, number, part = name.split(".", 2)
-        key, index = PLACES[part]
+        key, index = self.places[part]
         return self._layer(key, int(number))[index]
 
     def _read_layer(self, key: str, number: int) -> Parts:
-        whole, layout = self.arrays[f"{LAYERS}{key}"].read(number), LAYOUTS[key]
+        whole, layout = self.arrays[f"{LAYERS}{key}"].read(number), self.layouts[key]
         return layout.split(whole, len(layout.names), self.head_dim)
 
     def label_of(self, name: str) -> str:
-        return f"{name} (in {key_of(name)})"
+        return f"{name} (in {key_of(name, self.places)})"
 
     def check(self, wanted: dict[str, torch.Size]) -> None:
         """Raise StageError as every format does, and when adaLN is not on its diagonal."""
@@ -195,6 +209,8 @@ class Nemo(Source):
 
     def _beside_diagonal(self) -> Iterator[tuple[float, float]]:
         """Yield for each layer the largest number beside the diagonal, and the largest of all."""
+        if self.layouts is OWN_LAYOUTS:
+            return
         array, layout = self.arrays[f"{LAYERS}{ADALN}"], LAYOUTS[ADALN]
         for number in range(array.shape[0]):
             whole = array.read(number)

@@ -28,7 +28,7 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from cosmos_hydra.config import ModelConfig
-from cosmos_hydra.engines.nemo.weights import mark_parameters
+from cosmos_hydra.engines.nemo.weights import mark_parameters, sharded_state
 from cosmos_hydra.engines.torch.sequence import Share, gather_tokens
 from cosmos_hydra.models.size import input_channels
 
@@ -102,6 +102,12 @@ class MegatronTransformer(MegatronModule):
 
     def set_input_tensor(self, input_tensor: Any) -> None:
         """Take nothing from a pipeline stage before: there is none."""
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: Any = (), metadata: Any = None
+    ) -> dict[str, Any]:
+        """Return this rank's parts of the weights as Megatron's checkpoints take them."""
+        return sharded_state(self, prefix)
 
     def forward(
         self,

@@ -11,16 +11,19 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
+from megatron.core.dist_checkpointing import ShardedTensor
+from megatron.core.utils import (
+    make_sharded_tensor_for_checkpoint,
+    make_tp_sharded_tensor_for_checkpoint,
+)
 from torch import nn
 
 from cosmos_hydra.config import ModelConfig
 from cosmos_hydra.models.transformer import build_transformer
-from cosmos_hydra.weights.nemo import BLOCK_LAYOUTS, LAYERS, Layout, key_of
+from cosmos_hydra.weights.nemo import LAYERS, OWN_LAYOUTS, PREFIX, Layout, key_of
 from cosmos_hydra.weights.source import Shapes
 
 BLOCK = "decoder.layers."
-NOTES = "_extra_state"  # of Transformer Engine
-HEAD_NORM = "layernorm.weight"
 WHOLE = Layout(())
 
 
@@ -40,7 +43,7 @@ def place_of(name: str) -> Place:
     if not name.startswith(BLOCK):
         return Place((name,), WHOLE, key_of(name))
     number, part = name.removeprefix(BLOCK).split(".", 1)
-    layout = BLOCK_LAYOUTS[part]
+    layout = OWN_LAYOUTS[part]
     names = tuple(f"transformer_blocks.{number}.{weight}" for weight in layout.names)
     return Place(names, layout, f"{LAYERS}{part}", int(number))
 
@@ -101,6 +104,28 @@ def whole_weights(
         else:
             parts = place.layout.split(whole, len(place.names), head_dim)
             yield from zip(place.names, parts, strict=True)
+
+
+def sharded_state(transformer: nn.Module, prefix: str) -> dict[str, ShardedTensor]:
+    """Return what Megatron saves and loads: this rank's parts, the layers stacked as in NeMo's.
+
+    Keys on disk are NeMo's, with PREFIX; those of the returned table the parameters' own.
+    """
+    layers = len(transformer.get_submodule(BLOCK.removesuffix(".")))
+    table = {}
+    for name, parameter in transformer.named_parameters():
+        place = place_of(name)
+        offsets = [] if place.layer is None else [(0, place.layer, layers)]
+        key = place.key.removeprefix(PREFIX)
+        axis = place.layout.tp_axis
+        if axis is None:
+            part = make_sharded_tensor_for_checkpoint(parameter, f"{prefix}{key}", offsets)
+        else:
+            part = make_tp_sharded_tensor_for_checkpoint(
+                parameter, f"{prefix}{key}", axis, prepend_offsets=offsets
+            )
+        table[f"{prefix}{name}"] = part
+    return table
 
 
 def _gathered(part: torch.Tensor, axis: int | None) -> torch.Tensor:
