@@ -13,6 +13,7 @@ from cosmos_hydra.config import (
     TokenizerKind,
     WandbMode,
 )
+from cosmos_hydra.engines.nemo import limits as nemo
 from cosmos_hydra.hub.sources import download_advice
 from cosmos_hydra.models.size import adapted_layers, linear_layers
 from cosmos_hydra.tracking.wandb import has_wandb_key, wandb_host
@@ -45,6 +46,7 @@ def check(config: Config) -> list[str]:
         *(wrong_axes or _clip(config)),
         *_model(config),
         *_adapters(config),
+        *_engine(config),
         *_sources(config),
         *_export(config),
         *_download(config),
@@ -205,6 +207,16 @@ def _adapters(config: Config) -> Iterator[str]:
             yield f"peft.targets={target} names no linear layer; {advice}"
 
 
+def _engine(config: Config) -> Iterator[str]:
+    name = config.engine.name
+    if name not in ("torch", "nemo"):
+        yield f"engine.name={name} does not exist; use torch or nemo"
+    if name == "torch":
+        yield from nemo.torch_problems(config)
+    elif name == "nemo" and Stage.post_train in config.stages:
+        yield from nemo.problems(config)
+
+
 def _export(config: Config) -> Iterator[str]:
     if Stage.export not in config.stages:
         return
@@ -250,8 +262,6 @@ def _sources(config: Config) -> Iterator[str]:
         size = getattr(config.data.synthetic, key)
         if size < 16 or size % 2:
             yield f"data.synthetic.{key}={size} is too small or odd; even and at least 16"
-    if config.engine.name != "torch":
-        yield f"engine.name={config.engine.name} does not exist; use torch"
     if config.stage is Stage.pipeline:
         if not config.pipeline.stages:
             yield "pipeline.stages=[] is empty; for example [preprocess,post_train,generate]"

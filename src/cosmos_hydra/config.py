@@ -91,6 +91,12 @@ class Attention(Choice):
     math = "math"
 
 
+class Fp8(Choice):
+    none = "none"
+    delayed = "delayed"
+    tensorwise = "tensorwise"
+
+
 class StatePrecision(Choice):
     fp32 = "fp32"
     bf16 = "bf16"
@@ -336,13 +342,18 @@ class ParallelConfig:
 
 @dataclass
 class EngineConfig:
-    # engine that trains
+    # engine that trains: torch, or nemo (NeMo's trainer with Megatron-core, CUDA only)
     name: str = "torch"
     # device: auto = CUDA if there is one, else cpu; or cpu, cuda, cuda:1
     device: str = "auto"
     # true = start although the estimate says that the device's memory is too small, or training and
     # sampling do not compute the same from the given weights
     force: bool = False
+    # nemo: linear layers in FP8 by Transformer Engine: none; delayed = scaled by what steps before
+    # had; tensorwise = by what each tensor has
+    fp8: Fp8 = Fp8.none
+    # nemo: what ranks of dp_shard share: false = optimizer state; true = weights and gradients too
+    megatron_fsdp: bool = False
 
 
 @dataclass

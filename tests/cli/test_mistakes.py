@@ -17,7 +17,7 @@ MISTAKES = {
     ("data=foldr",): (
         "data=foldr does not exist; options: folder, robot, synthetic; did you mean folder?"
     ),
-    ("engine=nemo",): "engine=nemo does not exist; options: torch",
+    ("engine=jax",): "engine=jax does not exist; options: nemo, torch",
     ("experiment=quickstrt",): (
         "experiment=quickstrt does not exist; options: cosmos_diffusion_14b_text2world_finetune, "
         "cosmos_diffusion_7b_text2world_finetune, quickstart; did you mean quickstart?"

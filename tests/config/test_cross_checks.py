@@ -84,7 +84,9 @@ MESSAGES = {
     "model.rope_scale=[]": (
         "model.rope_scale=[] is wrong; three numbers above 0: time, height, width"
     ),
-    "engine.name=nemo": "engine.name=nemo does not exist; use torch",
+    "engine.name=jax": "engine.name=jax does not exist; use torch or nemo",
+    "engine.fp8=delayed": "engine.fp8=delayed is for engine=nemo; use none",
+    "engine.megatron_fsdp=true": "engine.megatron_fsdp=true is for engine=nemo; use parallel=fsdp",
     "model.tokenizer.kind=cosmos": (
         f"model.tokenizer.path=null but the cosmos tokenizer needs its weights; "
         f"{FOLDER} AutoencoderKLCosmos"
@@ -237,7 +239,7 @@ def test_all_problems_are_reported_at_once() -> None:
             "trainer.max_steps=0",
             "optim.lr=-1",
             "data.height=100",
-            "engine.name=nemo",
+            "engine.name=jax",
         )
     )
     assert [problem.partition(" ")[0] for problem in problems] == [
@@ -247,5 +249,5 @@ def test_all_problems_are_reported_at_once() -> None:
         "model.weights.path=null",
         "model.tokenizer.path=null",
         "model.text_encoder.path=null",
-        "engine.name=nemo",
+        "engine.name=jax",
     ]

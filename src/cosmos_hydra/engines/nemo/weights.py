@@ -7,6 +7,7 @@ learns what no other format can hold. Outside the blocks, names and shapes are d
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -111,11 +112,11 @@ def sharded_state(transformer: nn.Module, prefix: str) -> dict[str, ShardedTenso
 
     Keys on disk are NeMo's, with PREFIX; those of the returned table the parameters' own.
     """
-    layers = len(transformer.get_submodule(BLOCK.removesuffix(".")))
+    layers = cast(nn.ModuleList, transformer.get_submodule(BLOCK.removesuffix(".")))
     table = {}
     for name, parameter in transformer.named_parameters():
         place = place_of(name)
-        offsets = [] if place.layer is None else [(0, place.layer, layers)]
+        offsets = [] if place.layer is None else [(0, place.layer, len(layers))]
         key = place.key.removeprefix(PREFIX)
         axis = place.layout.tp_axis
         if axis is None:

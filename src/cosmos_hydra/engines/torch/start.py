@@ -30,7 +30,10 @@ from cosmos_hydra.weights.open import check_architecture
 # what says where a model lies
 FOUND_BY = ("path", "repo", "revision")
 # a resumed run must not differ in these; samples and given weights are compared by content
-FIXED = ("model.", "peft.", "seed", "trainer.global_batch_size", "optim.betas", "optim.eps")
+FIXED = (
+    *("model.", "peft.", "seed", "engine.name"),
+    *("trainer.global_batch_size", "optim.betas", "optim.eps"),
+)
 MOVABLE = (
     "model.weights.",
     *(f"model.{part}.{k}" for part in ("tokenizer", "text_encoder") for k in FOUND_BY),
