@@ -1,6 +1,7 @@
 """post_train: samples to a trained model."""
 
 import logging
+from typing import Any
 
 from cosmos_hydra.config import Config, Stage
 from cosmos_hydra.data.store import open_store
@@ -17,6 +18,15 @@ from cosmos_hydra.tracking.run_facts import write_run_facts
 logger = logging.getLogger(__name__)
 
 
+def trainer_of(config: Config) -> Any:
+    """Return the engine's class; NeMo is imported where it trains."""
+    if config.engine.name == "nemo":
+        from cosmos_hydra.engines.nemo.trainer import Trainer as NemoTrainer
+
+        return NemoTrainer
+    return Trainer
+
+
 def run(config: Config, job: Job) -> float | None:
     """Train to trainer.max_steps and return the last validation loss; every rank takes part.
 
@@ -25,7 +35,7 @@ def run(config: Config, job: Job) -> float | None:
     ranks = join(config, pick_device(config.engine.device))
     ranks.decide(lambda: check_memory(config, ranks.device, Stage.post_train))
     store = ranks.decide(lambda: open_store(config.data.path))
-    trainer = Trainer(config, job.directory, store, ranks)
+    trainer = trainer_of(config)(config, job.directory, store, ranks)
     if ranks.is_first:
         job.begin()
         write_run_facts(config, job, store, ranks.device, trainer.num_parameters)

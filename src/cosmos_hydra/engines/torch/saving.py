@@ -11,17 +11,53 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
+import cosmos_hydra
+from cosmos_hydra import config as schema
 from cosmos_hydra import files, runs
-from cosmos_hydra.config import ModelConfig, PeftConfig, PeftKind
+from cosmos_hydra.config import Config, ModelConfig, PeftConfig, PeftKind
+from cosmos_hydra.data.clips import TRAIN
+from cosmos_hydra.data.store import SampleStore
 from cosmos_hydra.engines.torch import checkpoint, state
 from cosmos_hydra.engines.torch.mesh import Ranks
+from cosmos_hydra.engines.torch.precision import effective_precision
 from cosmos_hydra.errors import STORAGE, StageError, storage_errno
 from cosmos_hydra.models import lora
 from cosmos_hydra.reading import sealed
 from cosmos_hydra.weights import diffusers
 from cosmos_hydra.weights.trained import adapters_in
+
+MAX_CAPTIONS = 64  # remembered in a checkpoint
+
+
+def facts_of(
+    config: Config,
+    store: SampleStore,
+    fps: float,
+    base: dict[str, Any] | None,
+    device: torch.device,
+    attention: str,
+) -> dict[str, Any]:
+    """Return what the manifests of a run's checkpoints say of the run."""
+    precision = effective_precision(config.parallel.precision, device)
+    captions = dict.fromkeys(store.captions[i] for i in store.splits[TRAIN])
+    return {
+        "config": schema.to_dict(config),
+        "data": store.content_hash,
+        "tokenizer": store.manifest["tokenizer"],
+        "text_encoder": store.manifest["text_encoder"],
+        "captions": list(captions)[:MAX_CAPTIONS],
+        "fps": fps,
+        "base": base,
+        "effective": {
+            "device": str(device),
+            "precision": precision.name,
+            "attention": attention,
+        },
+        "versions": {"cosmos_hydra": cosmos_hydra.__version__, "torch": torch.__version__},
+    }
 
 
 class Saver:

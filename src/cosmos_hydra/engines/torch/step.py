@@ -14,7 +14,7 @@ from cosmos_hydra.diffusion.edm import add_noise, denoise, weighted_error
 from cosmos_hydra.engines.torch.gradients import clip, partial_over_tp, sum_over_tp
 from cosmos_hydra.engines.torch.mesh import Ranks
 from cosmos_hydra.engines.torch.optimizer import learning_rate
-from cosmos_hydra.engines.torch.precision import autocast_for
+from cosmos_hydra.engines.torch.precision import Autocast, autocast_for
 from cosmos_hydra.models.transformer import Denoiser
 
 
@@ -78,21 +78,31 @@ class Stepper:
     def estimate(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the clean latents of a batch on the device, and what the network makes of them."""
         sigma_data = self.config.model.objective.sigma_data
-        clean_BCFHW, noisy_BCFHW = add_noise(
-            batch.latent_BCFHW, batch.sigma_B, batch.noise_BCFHW, sigma_data
-        )
-
-        def network(latent_BCFHW: torch.Tensor, c_noise_B: torch.Tensor) -> torch.Tensor:
-            with self.autocast():
-                return self.denoiser(
-                    latent_BCFHW, c_noise_B, batch.text_BTD, batch.padding_B1HW, batch.fps
-                )
-
-        return clean_BCFHW, denoise(network, noisy_BCFHW, batch.sigma_B, sigma_data)
+        return estimate(self.denoiser, batch, sigma_data, self.autocast)
 
     def _losses(self, batch: Batch) -> torch.Tensor:
-        clean_BCFHW, estimate_BCFHW = self.estimate(batch)
         sigma_data = self.config.model.objective.sigma_data
-        return weighted_error(
-            estimate_BCFHW, clean_BCFHW, batch.sigma_B, batch.padding_B1HW, sigma_data
-        )
+        return losses(self.denoiser, batch, sigma_data, self.autocast)
+
+
+def estimate(
+    denoiser: Denoiser, batch: Batch, sigma_data: float, autocast: Autocast
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the clean latents of a batch on the device, and what the network makes of them."""
+    clean_BCFHW, noisy_BCFHW = add_noise(
+        batch.latent_BCFHW, batch.sigma_B, batch.noise_BCFHW, sigma_data
+    )
+
+    def network(latent_BCFHW: torch.Tensor, c_noise_B: torch.Tensor) -> torch.Tensor:
+        with autocast():
+            return denoiser(latent_BCFHW, c_noise_B, batch.text_BTD, batch.padding_B1HW, batch.fps)
+
+    return clean_BCFHW, denoise(network, noisy_BCFHW, batch.sigma_B, sigma_data)
+
+
+def losses(denoiser: Denoiser, batch: Batch, sigma_data: float, autocast: Autocast) -> torch.Tensor:
+    """Return the training loss of each sample of a batch, [B]."""
+    clean_BCFHW, estimate_BCFHW = estimate(denoiser, batch, sigma_data, autocast)
+    return weighted_error(
+        estimate_BCFHW, clean_BCFHW, batch.sigma_B, batch.padding_B1HW, sigma_data
+    )

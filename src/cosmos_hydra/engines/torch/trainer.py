@@ -17,8 +17,6 @@ from typing import Any
 
 import torch
 
-import cosmos_hydra
-from cosmos_hydra import config as schema
 from cosmos_hydra.config import Config, PeftKind, TokenizerKind
 from cosmos_hydra.data.clips import HELD_OUT, TRAIN
 from cosmos_hydra.data.loader import Batch, Loader
@@ -30,7 +28,7 @@ from cosmos_hydra.engines.torch.mesh import Ranks
 from cosmos_hydra.engines.torch.optimizer import build_optimizer
 from cosmos_hydra.engines.torch.precision import effective_precision
 from cosmos_hydra.engines.torch.previews import Previews, picture_of, remove_previews_after
-from cosmos_hydra.engines.torch.saving import Saver
+from cosmos_hydra.engines.torch.saving import Saver, facts_of
 from cosmos_hydra.engines.torch.shard import parallelize
 from cosmos_hydra.engines.torch.start import check_samples, fill, plan_start
 from cosmos_hydra.engines.torch.step import Stepper
@@ -43,7 +41,6 @@ from cosmos_hydra.models.transformer import Denoiser, build_transformer, evaluat
 from cosmos_hydra.signals import StopAsked, StopRequest, stop_on_request
 from cosmos_hydra.tracking.record import Record
 
-MAX_CAPTIONS = 64  # remembered in a checkpoint
 Row = dict[str, Any]
 logger = logging.getLogger(__name__)
 
@@ -321,23 +318,8 @@ class Trainer:
             )
 
     def _save(self) -> None:
-        precision = effective_precision(self.config.parallel.precision, self.device)
-        captions = dict.fromkeys(self.store.captions[i] for i in self.store.splits[TRAIN])
-        facts = {
-            "config": schema.to_dict(self.config),
-            "data": self.store.content_hash,
-            "tokenizer": self.store.manifest["tokenizer"],
-            "text_encoder": self.store.manifest["text_encoder"],
-            "captions": list(captions)[:MAX_CAPTIONS],
-            "fps": self.fps,
-            "base": self.base,
-            "effective": {
-                "device": str(self.device),
-                "precision": precision.name,
-                "attention": effective_attention(self.config, self.device).name,
-            },
-            "versions": {"cosmos_hydra": cosmos_hydra.__version__, "torch": torch.__version__},
-        }
+        attention = effective_attention(self.config, self.device).name
+        facts = facts_of(self.config, self.store, self.fps, self.base, self.device, attention)
         with self.record.timed("checkpoint_s", self.step):
             self.saver.save(self.step, state.table_of(self.transformer, self.optimizer), facts)
         self.saved_step = self.step
