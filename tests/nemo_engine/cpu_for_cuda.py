@@ -52,3 +52,36 @@ def cpu_for_cuda() -> Iterator[None]:
         setattr(torch.cuda, name, stand_in)
     with _OnCpu():
         yield
+
+
+def prepare_for_loading() -> None:
+    """Give PyTorch's Adam the state that Transformer Engine's, for which it stands, begins with.
+
+    Megatron asks for it before it loads a checkpoint; and NeMo afterwards for the device's number.
+    """
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+    from nemo.lightning.io import pl
+
+    pl._fix_tensors_device = lambda loaded: loaded
+
+    state_dict = DistributedOptimizer.state_dict
+
+    def with_state(self: Any) -> Any:
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                state = self.optimizer.state[parameter]
+                state.setdefault("step", torch.tensor(0.0))
+                for moment in ("exp_avg", "exp_avg_sq"):
+                    state.setdefault(moment, torch.zeros_like(parameter))
+        return state_dict(self)
+
+    set_states = DistributedOptimizer._set_main_param_and_optimizer_states
+
+    def with_step(self: Any, parameter: Any, tensors: dict[str, Any]) -> None:
+        group, place = self.model_param_group_index_map[parameter]
+        state = self.optimizer.state[self.optimizer.param_groups[group]["params"][place]]
+        state["step"] = state["step"].clone()  # one tensor for all would count for all
+        set_states(self, parameter, {**tensors, "step": state["step"]})
+
+    DistributedOptimizer.state_dict = with_state
+    DistributedOptimizer._set_main_param_and_optimizer_states = with_step

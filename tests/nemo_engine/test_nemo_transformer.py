@@ -5,12 +5,9 @@ import logging
 from pathlib import Path
 
 import pytest
-import ranks
-
-pytest.importorskip("megatron.core", reason="megatron-core is not installed")
+from megatron_ranks import run
 from nemo_cases import compare
 
-ranks.PRELOADED = (*ranks.PRELOADED, "nemo_cases")
 logger = logging.getLogger(__name__)
 TOLERANCE = 1e-5
 MODEL = (
@@ -40,7 +37,7 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_predictions_and_gradients_are_those_of_the_torch_engine(name: str, tmp_path: Path) -> None:
     world_size, overrides = CASES[name]
-    ranks.run(world_size, compare, (*MODEL, *overrides), tmp_path)
+    run(world_size, compare, (*MODEL, *overrides), tmp_path)
     for rank in range(world_size):
         found = json.loads((tmp_path / f"rank_{rank}.json").read_text())
         logger.info(f"{name}, rank {rank}: {found}")  # shown with --log-cli-level=info

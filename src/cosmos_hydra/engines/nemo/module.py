@@ -4,6 +4,7 @@ One forward pass is that of a batch of the torch engine's loader, with its noise
 mean over the samples, so that Megatron's means over passes and ranks give that of the step.
 """
 
+import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
@@ -144,9 +145,19 @@ class Passes:
     def __init__(self, loader: Loader, first_step: int, last_step: int, count: int) -> None:
         self.loader, self.first_step, self.last_step = loader, first_step, last_step
         self.count = count
+        self.waited_s = 0.0
+
+    def take_waited_s(self) -> float:
+        """Return how long the step's batches were waited for."""
+        waited_s, self.waited_s = self.waited_s, 0.0
+        return waited_s
 
     def __iter__(self) -> Iterator[Batch]:
-        for batches in self.loader.steps(self.first_step, self.last_step):
+        steps = self.loader.steps(self.first_step, self.last_step)
+        for _ in range(self.first_step, self.last_step):
+            began_s = time.perf_counter()
+            batches = next(steps)
+            self.waited_s += time.perf_counter() - began_s
             if len(batches) != self.count:
                 raise StageError(
                     f"engine=nemo needs steps of {self.count} equal passes, but a step has "

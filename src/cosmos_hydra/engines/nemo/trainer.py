@@ -5,9 +5,9 @@ NeMo's trainer makes the steps; what a run reports, evaluates and saves hangs on
 
 import logging
 import math
-import os
 import signal
 import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,12 @@ from cosmos_hydra.data.loader import Loader
 from cosmos_hydra.data.store import SampleStore
 from cosmos_hydra.engines.nemo import settings
 from cosmos_hydra.engines.nemo.architecture import transformer_config
-from cosmos_hydra.engines.nemo.module import CosmosModule, Samples
+from cosmos_hydra.engines.nemo.module import CosmosModule, Passes, Samples
 from cosmos_hydra.engines.nemo.saving import NemoSaver, nemo_folder, weights_for_rank_0
 from cosmos_hydra.engines.nemo.transformer import MegatronTransformer
 from cosmos_hydra.engines.nemo.weights import fill, shapes_of
 from cosmos_hydra.engines.torch import checkpoint
 from cosmos_hydra.engines.torch.mesh import Ranks
-from cosmos_hydra.engines.torch.precision import autocast_for
 from cosmos_hydra.engines.torch.previews import Previews, remove_previews_after
 from cosmos_hydra.engines.torch.saving import facts_of
 from cosmos_hydra.engines.torch.start import check_samples, plan_start
@@ -39,7 +38,8 @@ from cosmos_hydra.errors import ConfigError, Preempted, StageError
 from cosmos_hydra.logs import progress
 from cosmos_hydra.models.size import parameter_count
 from cosmos_hydra.models.transformer import evaluating, initial
-from cosmos_hydra.signals import StopRequest, stop_on_request
+from cosmos_hydra.place import local_rank
+from cosmos_hydra.signals import STOPPING, StopRequest, stop_on_request
 from cosmos_hydra.tracking.record import Record
 from cosmos_hydra.weights.open import open_weights
 
@@ -96,9 +96,10 @@ class Trainer:
             f"data: {config.data.path}, {counts[TRAIN]} samples to train on, "
             f"{counts[HELD_OUT]} held out; {config.trainer.global_batch_size} a step"
         )
-        samples = Samples(config, self._loader(), self.step, ranks)
-        with stop_on_request() as stop:
-            look = Look(self, stop)
+        with stop_on_request() as stop, self._progress() as bar:
+            look = Look(self, stop, bar)
+            samples = Samples(config, look.loader, self.step, ranks)
+            look.passes = samples.passes
             trainer = build_trainer(config, self.run, ranks, [look, Preemption(ranks, stop)])
             nl.AutoResume(resume_from_path=self.resumed and str(self.resumed)).setup(trainer)
             try:
@@ -114,7 +115,11 @@ class Trainer:
             )
         return look.last_loss
 
-    def _loader(self) -> Loader:
+    def _progress(self) -> AbstractContextManager[Any]:
+        return progress("post_train", self.config.trainer.max_steps, "steps", start=self.step)
+
+    def loader(self) -> Loader:
+        """Return what loads this rank's part of each step."""
         trainer = self.config.trainer
         return Loader(
             self.store,
@@ -150,8 +155,13 @@ class Preemption(PreemptionCallback):
 
     @property
     def preemption_supported(self) -> bool:
-        """Return that the signals have handlers already."""
+        """Return that NeMo's handler, of one signal, is not wanted."""
         return False
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Handle the signals; Lightning has taken them for itself, and gives them back."""
+        for number in STOPPING:
+            signal.signal(number, self.stop.handle)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -164,17 +174,19 @@ class Preemption(PreemptionCallback):
 class Look(CheckpointCallback):
     """After each step: its row, and a validation, a preview or a checkpoint where one is due."""
 
-    def __init__(self, owner: Trainer, stop: StopRequest) -> None:
-        self.owner, self.stop = owner, stop
+    passes: Passes
+
+    def __init__(self, owner: Trainer, stop: StopRequest, bar: Any) -> None:
+        self.owner, self.stop, self.bar = owner, stop, bar
+        self.loader = owner.loader()
         self.config, self.ranks, self.step = owner.config, owner.ranks, owner.step
+        if self.ranks.is_first:
+            self.ranks.wait()  # rank 0 last: it cuts what the others read
+        self.record = Record(self.config, owner.run, self.step, self.ranks.is_first)
         if not self.ranks.is_first:
             self.ranks.wait()
-        # rank 0 first: it cuts what the others read
-        self.record = Record(self.config, owner.run, self.step, self.ranks.is_first)
-        if self.ranks.is_first:
-            self.ranks.wait()
-        self.saved_step, self.last_loss = self.step, None
-        self.autocast = autocast_for(self.config.parallel.precision, self.ranks.device)
+        self.saved_step = self.step
+        self.last_loss: float | None = None
         self.saver = NemoSaver(
             owner.run,
             self.ranks,
@@ -197,8 +209,6 @@ class Look(CheckpointCallback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: CosmosModule) -> None:
         """Look at the weights that the run begins with."""
-        self.bar = progress("post_train", self.config.trainer.max_steps, "steps", start=self.step)
-        self.shown = self.bar.__enter__()
         if self.step == 0:
             self._evaluate(pl_module)
         self.began_s = time.perf_counter()
@@ -217,14 +227,13 @@ class Look(CheckpointCallback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Save the last step."""
-        self.bar.__exit__(None, None, None)
         if self.saved_step != self.step:
             self._save(pl_module)
 
     def _note(self, trainer: pl.Trainer, module: CosmosModule, step_s: float) -> None:
         losses, sigmas = module.take_found()
         loss = sum(losses) / len(losses)
-        ids = self.owner._loader().sample_ids(self.step - 1)
+        ids = self.loader.sample_ids(self.step - 1)
         grad_norm = float(trainer.callback_metrics.get("grad_norm", math.nan))
         row: Row = {
             "step": self.step,
@@ -232,7 +241,7 @@ class Look(CheckpointCallback):
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
             "grad_norm": grad_norm,
             "step_s": step_s,
-            "data_wait_s": 0.0,
+            "data_wait_s": self.passes.take_waited_s(),
             "tokens_per_s": module.tokens_of_a_step / step_s,
             "mem_gb": peak_memory_gb(self.ranks.device),
         }
@@ -241,7 +250,7 @@ class Look(CheckpointCallback):
             for sample, sigma, one in zip(ids, sigmas, losses, strict=True)
         ]
         self.record.step(row, samples)
-        self.shown.advance(loss=loss, lr=row["lr"])
+        self.bar.advance(loss=loss, lr=row["lr"])
         if not math.isfinite(loss) or not math.isfinite(grad_norm):
             raise StageError(
                 f"step {self.step} has loss {loss:.4g} and gradient norm {grad_norm:.4g}, and "
@@ -252,14 +261,14 @@ class Look(CheckpointCallback):
         trainer, denoiser = self.config.trainer, module.denoiser
         if self.validation and self._is_due(trainer.validate_every):
             with evaluating(denoiser):
-                row = self.validation.run(denoiser, self.ranks, self.autocast)
+                row = self.validation.run(denoiser, self.ranks, nullcontext)
             self.record.validation({"step": self.step, **row})
             self.last_loss = row["val_loss"]
             logger.info(f"step {self.step}: validation loss {row['val_loss']:.4f}")
         if self.previews and self._is_due(trainer.preview_every):
             with evaluating(denoiser):
                 path = self.previews.show(
-                    denoiser, self.step, self.ranks, self.autocast, lambda: None
+                    denoiser, self.step, self.ranks, nullcontext, lambda: None
                 )
             self.record.preview(path, self.step)
 
@@ -298,7 +307,7 @@ def check_batch(config: Config, dp: int) -> None:
 
 def build_trainer(config: Config, run: Path, ranks: Ranks, callbacks: list[Any]) -> nl.Trainer:
     """Return NeMo's trainer for a config; its logger writes into the run directory."""
-    per_host = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    per_host = 1 + max(ranks.gather(local_rank()))
     trainer = nl.Trainer(
         accelerator=ranks.device.type,
         devices=per_host,

@@ -1,0 +1,120 @@
+"""A run through NeMo's trainer has the numbers of one of the torch engine, on any mesh.
+
+The CPU stands for CUDA (cpu_for_cuda.py); what needs Transformer Engine is in tests/gpu.
+"""
+
+from pathlib import Path
+
+import pytest
+import torch
+from megatron_ranks import HAS_NEMO, run
+from small_runs import generate, initialised, rows_of, small_config, train
+from torch import nn
+
+from cosmos_hydra import runs
+from cosmos_hydra.weights.diffusers import save_transformer
+
+pytestmark = pytest.mark.skipif(not HAS_NEMO, reason="nemo_toolkit is not installed")
+SIZES = ("model.num_heads=4", "model.head_dim=24")
+PRECISE = "parallel.precision=fp32"
+STEPS = (PRECISE, "trainer.save_every=2", "trainer.keep=0", "trainer.validate_every=2")
+TOLERANCE = 1e-5
+COMPARED = ("loss", "lr", "grad_norm", "val_loss", "gaussian_loss")
+ONE = (1, ())
+
+
+def rehearse(world_size: int, *arguments: object, is_stopped: bool = False) -> None:
+    """Train on every rank; NeMo is imported there alone."""
+    run(world_size, _stopped if is_stopped else _train, *arguments)
+
+
+def _train(samples: Path, overrides: tuple[str, ...], folder: Path) -> None:
+    import nemo_training_cases
+
+    nemo_training_cases.train(samples, overrides, folder)
+
+
+def _stopped(samples: Path, overrides: tuple[str, ...], folder: Path) -> None:
+    import nemo_training_cases
+
+    nemo_training_cases.train_until_stopped(samples, overrides, folder)
+
+
+@pytest.fixture(scope="module")
+def started(small_samples: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """Return the overrides of runs that begin with weights in which every gate is open."""
+    folder = tmp_path_factory.mktemp("weights") / "transformer"
+    model = small_config(small_samples, *SIZES).model
+    transformer = initialised(model, seed=0)
+    add_noise(transformer)
+    save_transformer(transformer, model, folder)
+    return (*SIZES, *STEPS, f"resume.path={folder}")
+
+
+@torch.no_grad()
+def add_noise(transformer: nn.Module) -> None:
+    for name, parameter in transformer.named_parameters():
+        generator = torch.Generator().manual_seed(len(name))
+        parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+
+
+@pytest.fixture(scope="module")
+def wanted(
+    small_samples: Path, started: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Return a run of 4 steps by the torch engine."""
+    folder = tmp_path_factory.mktemp("torch")
+    train(small_config(small_samples, *started), folder)
+    return folder
+
+
+def assert_same_numbers(run: Path, wanted: Path, tolerance: float) -> None:
+    """Compare the rows of steps and validations."""
+    found, expected = rows_of(run), rows_of(wanted)
+    assert [row["step"] for row in found] == [row["step"] for row in expected]
+    for row, other in zip(found, expected, strict=True):
+        names = [name for name in COMPARED if name in other]
+        numbers = [row[name] for name in names]
+        assert numbers == pytest.approx([other[n] for n in names], rel=tolerance), row["step"]
+
+
+MESHES = {
+    "1 rank, then tp 2": (ONE, (2, ("parallel.tp=2",))),
+    "dp 2, then 1 rank": ((2, ("parallel.dp_shard=2", "trainer.micro_batch_size=1")), ONE),
+}
+
+
+@pytest.mark.parametrize("name", MESHES)
+def test_a_run_cut_on_one_mesh_goes_on_on_another_with_the_torch_engines_numbers(
+    name: str, small_samples: Path, started: tuple[str, ...], wanted: Path, tmp_path: Path
+) -> None:
+    for (world_size, mesh), last in zip(MESHES[name], (2, 4), strict=True):
+        steps = f"trainer.max_steps={last}"
+        rehearse(world_size, small_samples, (*started, *mesh, steps), tmp_path)
+        assert runs.steps(tmp_path)[-1] == last
+    assert_same_numbers(tmp_path, wanted, TOLERANCE)
+
+
+def test_in_bfloat16_the_numbers_are_near_and_the_checkpoint_serves_the_other_stages(
+    small_samples: Path, started: tuple[str, ...], wanted: Path, tmp_path: Path
+) -> None:
+    first, other = tmp_path / "first", tmp_path / "other"
+    first.mkdir()
+    rehearse(1, small_samples, (*started, "parallel.precision=bf16"), first)
+    assert_same_numbers(first, wanted, 2e-2)
+    # the torch engine starts from it, and sampling takes it
+    loss = [row["val_loss"] for row in rows_of(first) if "val_loss" in row][-1]
+    other.mkdir()
+    train(small_config(small_samples, *SIZES, f"resume.path={first}", "trainer.max_steps=1"), other)
+    assert rows_of(other)[0]["val_loss"] == pytest.approx(loss, rel=2e-3)
+    assert [path.suffix for path in generate(first, tmp_path / "out")] == [".mp4"]
+
+
+def test_a_preempted_run_is_saved_at_the_end_of_its_step(
+    small_samples: Path, tmp_path: Path
+) -> None:
+    rehearse(1, small_samples, SIZES, tmp_path, is_stopped=True)
+    assert runs.steps(tmp_path) == [1]
+    assert (tmp_path / "said.txt").read_text() == (
+        f"stopped by a signal at step 1 of {tmp_path}; the same command goes on from there"
+    )
