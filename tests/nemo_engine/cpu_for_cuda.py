@@ -42,6 +42,7 @@ def cpu_for_cuda() -> Iterator[None]:
     """Stand in until the block ends; for processes of their own, what is patched stays."""
     stand_ins: dict[str, Any] = {
         "current_device": lambda: "cpu",
+        "set_device": lambda number: None,
         "synchronize": lambda *unused: None,
         "stream": lambda stream: nullcontext(),
         "Stream": _Stream,

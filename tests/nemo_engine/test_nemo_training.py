@@ -17,7 +17,8 @@ from cosmos_hydra.weights.diffusers import save_transformer
 pytestmark = pytest.mark.skipif(not HAS_NEMO, reason="nemo_toolkit is not installed")
 SIZES = ("model.num_heads=4", "model.head_dim=24")
 PRECISE = "parallel.precision=fp32"
-STEPS = (PRECISE, "trainer.save_every=2", "trainer.keep=0", "trainer.validate_every=2")
+WARMING = "optim.warmup_steps=3"
+STEPS = (PRECISE, WARMING, "trainer.save_every=2", "trainer.keep=0", "trainer.validate_every=2")
 TOLERANCE = 1e-5
 COMPARED = ("loss", "lr", "grad_norm", "val_loss", "gaussian_loss")
 ONE = (1, ())

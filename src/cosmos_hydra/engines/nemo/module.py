@@ -107,17 +107,8 @@ class CosmosModule(pl.LightningModule):
         """Return the losses of a batch."""
         return self.forward_step(batch)
 
-    def validation_step(self, batch: Batch, batch_idx: int | None = None) -> torch.Tensor:
-        """Return the losses of a batch; validations go another way."""
-        return self(batch)
-
     @property
     def training_loss_reduction(self) -> MeanLoss:
-        """Return how losses become one."""
-        return MeanLoss()
-
-    @property
-    def validation_loss_reduction(self) -> MeanLoss:
         """Return how losses become one."""
         return MeanLoss()
 

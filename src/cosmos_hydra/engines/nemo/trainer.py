@@ -29,6 +29,7 @@ from cosmos_hydra.engines.nemo.transformer import MegatronTransformer
 from cosmos_hydra.engines.nemo.weights import fill, shapes_of
 from cosmos_hydra.engines.torch import checkpoint
 from cosmos_hydra.engines.torch.mesh import Ranks
+from cosmos_hydra.engines.torch.optimizer import learning_rate
 from cosmos_hydra.engines.torch.previews import Previews, remove_previews_after
 from cosmos_hydra.engines.torch.saving import facts_of
 from cosmos_hydra.engines.torch.start import check_samples, plan_start
@@ -54,6 +55,7 @@ class Trainer:
     def __init__(self, config: Config, run: Path, store: SampleStore, ranks: Ranks) -> None:
         check_device(ranks.device)
         check_batch(config, ranks.degrees.dp)
+        torch.cuda.set_device(ranks.device.index or 0)  # where Megatron makes all it makes
         self.config, self.run, self.store, self.ranks = config, run, store, ranks
         self.fps = check_samples(config, store)
         self.start = ranks.decide(lambda: plan_start(config, run, store))
@@ -231,6 +233,7 @@ class Look(CheckpointCallback):
             self._save(pl_module)
 
     def _note(self, trainer: pl.Trainer, module: CosmosModule, step_s: float) -> None:
+        optim = self.config.optim
         losses, sigmas = module.take_found()
         loss = sum(losses) / len(losses)
         ids = self.loader.sample_ids(self.step - 1)
@@ -238,7 +241,8 @@ class Look(CheckpointCallback):
         row: Row = {
             "step": self.step,
             "loss": loss,
-            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+            # the optimizer has that of the next step already
+            "lr": learning_rate(optim, self.step - 1, self.config.trainer.max_steps),
             "grad_norm": grad_norm,
             "step_s": step_s,
             "data_wait_s": self.passes.take_waited_s(),
@@ -308,9 +312,10 @@ def check_batch(config: Config, dp: int) -> None:
 def build_trainer(config: Config, run: Path, ranks: Ranks, callbacks: list[Any]) -> nl.Trainer:
     """Return NeMo's trainer for a config; its logger writes into the run directory."""
     per_host = 1 + max(ranks.gather(local_rank()))
+    is_single_gpu = ranks.size == 1 and ranks.device.type == "cuda"
     trainer = nl.Trainer(
         accelerator=ranks.device.type,
-        devices=per_host,
+        devices=[ranks.device.index or 0] if is_single_gpu else per_host,
         num_nodes=ranks.size // per_host,
         strategy=settings.strategy(config, ranks.degrees),
         plugins=settings.precision(config),

@@ -67,12 +67,12 @@ class Ranks(Team):
         return 0 if self.mesh is None else int(self.mesh["dp_shard_cp"].get_local_rank())
 
 
-def order_kernels(degrees: Degrees) -> None:
+def order_kernels(degrees: Degrees, is_fsdp: bool = True) -> None:
     """Have kernels start in the order of the calls, before CUDA does, where tp alone talks.
 
     FSDP's transfers would wait behind others.
     """
-    if degrees.tp > 1 and degrees.dp_shard * degrees.cp == 1:
+    if degrees.tp > 1 and (degrees.dp_shard * degrees.cp == 1 or not is_fsdp):
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
 
 
@@ -88,7 +88,8 @@ def join(config: Config, device: torch.device) -> Ranks:
     if world_size() == 1:
         return Ranks(degrees=degrees, device=device)
     if device.type == "cuda":
-        order_kernels(degrees)
+        is_fsdp = config.engine.name == "torch" or config.engine.megatron_fsdp
+        order_kernels(degrees, is_fsdp)
         device = torch.device("cuda", local_rank())
     team = gather_team(device)
     sizes = tuple(getattr(degrees, axis) for axis in AXES)
