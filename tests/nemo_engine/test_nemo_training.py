@@ -79,13 +79,16 @@ def assert_same_numbers(run: Path, wanted: Path, tolerance: float) -> None:
         assert numbers == pytest.approx([other[n] for n in names], rel=tolerance), row["step"]
 
 
-MESHES = {
-    "1 rank, then tp 2": (ONE, (2, ("parallel.tp=2",))),
-    "dp 2, then 1 rank": ((2, ("parallel.dp_shard=2", "trainer.micro_batch_size=1")), ONE),
-}
+DP = (2, ("parallel.dp_shard=2", "trainer.micro_batch_size=1"))
+TP = (2, ("parallel.tp=2",))
+MESHES = {"dp 2, then tp 2": (DP, TP), "1 rank, then cp 2": (ONE, (2, ("parallel.cp=2",)))}
+NORMAL = ("dp 2, then tp 2",)
 
 
-@pytest.mark.parametrize("name", MESHES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in NORMAL else pytest.mark.slow) for name in MESHES],
+)
 def test_a_run_cut_on_one_mesh_goes_on_on_another_with_the_torch_engines_numbers(
     name: str, small_samples: Path, started: tuple[str, ...], wanted: Path, tmp_path: Path
 ) -> None:

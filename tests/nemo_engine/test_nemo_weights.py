@@ -17,7 +17,7 @@ WIDTHS = {"text2world": "model.condition_mask=false", "video2world": "model.cond
 # which format at which tp, and with how many tp ranks it is read again
 CASES = [
     ("zarr", "text2world", 2, 1),
-    ("torch_dist", "video2world", 1, 2),
+    pytest.param("torch_dist", "video2world", 1, 2, marks=pytest.mark.slow),
 ]
 
 
