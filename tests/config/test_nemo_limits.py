@@ -43,6 +43,16 @@ def test_stages_that_do_not_train_do_not_need_them(monkeypatch: pytest.MonkeyPat
     assert check(changed(NEMO, stage="preprocess")) == []
 
 
+def test_fp8_needs_transformer_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "PACKAGES", ())
+    monkeypatch.setattr(limits, "TRANSFORMER_ENGINE", "no-such-engine")
+    advice = "run: pip install --no-build-isolation 'cosmos-hydra[te]'"
+    assert check(changed(NEMO, "engine.fp8=delayed", stage="post_train")) == [
+        f"engine.fp8=delayed needs no-such-engine, which is not installed; {advice}"
+    ]
+    assert check(changed(NEMO, stage="post_train")) == []
+
+
 @pytest.mark.parametrize("override", UNKNOWN)
 def test_what_it_does_not_know_is_refused(override: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "PACKAGES", ())

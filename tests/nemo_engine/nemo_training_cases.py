@@ -12,7 +12,7 @@ from cosmos_hydra.data.loader import Batch
 from cosmos_hydra.data.store import open_store
 from cosmos_hydra.engines.nemo import trainer as nemo_trainer
 from cosmos_hydra.engines.torch.mesh import join
-from cosmos_hydra.errors import Preempted
+from cosmos_hydra.errors import CosmosError
 
 
 def train(samples: Path, overrides: tuple[str, ...], run: Path) -> None:
@@ -34,7 +34,12 @@ def train_until_stopped(samples: Path, overrides: tuple[str, ...], run: Path) ->
         return losses(self, batch)
 
     nemo_trainer.CosmosModule.forward_step = stopped
+    train_and_tell(samples, overrides, run)
+
+
+def train_and_tell(samples: Path, overrides: tuple[str, ...], run: Path) -> None:
+    """Train, and note why that ended."""
     try:
         train(samples, overrides, run)
-    except Preempted as stop:
-        (run / "said.txt").write_text(str(stop))
+    except CosmosError as error:
+        (run / "said.txt").write_text(str(error))

@@ -1,5 +1,6 @@
 """What the objects of NeMo's trainer are set to for the finetune recipes, against the old ones."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from megatron_ranks import HAS_NEMO
 from cosmos_hydra.checks import check
 from cosmos_hydra.config import Config
 from cosmos_hydra.engines.torch.degrees import degrees_of
+from cosmos_hydra.errors import ConfigError, StageError
 from cosmos_hydra.models.size import width
 
 pytestmark = pytest.mark.skipif(not HAS_NEMO, reason="nemo_toolkit is not installed")
@@ -127,6 +129,45 @@ def test_the_network_has_the_released_sizes(model: str) -> None:
     assert found.activation_func is torch.nn.functional.gelu
     assert not found.bias_activation_fusion
     assert found.qk_layernorm
+
+
+def test_batches_that_do_not_divide_and_devices_without_cuda_are_refused() -> None:
+    import torch
+
+    from cosmos_hydra.engines.nemo.trainer import check_batch, check_device
+
+    config = recipe("7b", "trainer.global_batch_size=6", "trainer.micro_batch_size=2")
+    check_batch(config, 3)
+    with pytest.raises(ConfigError) as batch:
+        check_batch(config, 2)
+    assert str(batch.value) == (
+        "trainer.global_batch_size=6 is not divisible by trainer.micro_batch_size=2 on 2 "
+        "data-parallel ranks, as engine=nemo needs; use a multiple of 4"
+    )
+    check_device(torch.device("cuda"))
+    with pytest.raises(ConfigError) as device:
+        check_device(torch.device("cpu"))
+    assert str(device.value) == (
+        "engine.name=nemo trains on CUDA devices, not on cpu; use engine=torch"
+    )
+
+
+def test_a_step_of_unequal_passes_is_refused() -> None:
+    from cosmos_hydra.engines.nemo.module import Passes
+
+    class Steps:
+        def steps(self, first_step: int, last_step: int) -> Iterator[list[str]]:
+            yield from (["a", "b"], ["c"])
+
+    passes = iter(Passes(Steps(), 0, 2, 2))
+    assert [next(passes), next(passes)] == ["a", "b"]
+    with pytest.raises(StageError) as refusal:
+        next(passes)
+    assert str(refusal.value) == (
+        "engine=nemo needs steps of 2 equal passes, but a step has 1, since its samples differ in "
+        "frame rate; set data.fps and preprocess again, or use trainer.micro_batch_size=1 or "
+        "engine=torch"
+    )
 
 
 def test_own_switches_arrive() -> None:

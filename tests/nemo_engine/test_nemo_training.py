@@ -24,21 +24,15 @@ COMPARED = ("loss", "lr", "grad_norm", "val_loss", "gaussian_loss")
 ONE = (1, ())
 
 
-def rehearse(world_size: int, *arguments: object, is_stopped: bool = False) -> None:
-    """Train on every rank; NeMo is imported there alone."""
-    run(world_size, _stopped if is_stopped else _train, *arguments)
+def rehearse(world_size: int, *arguments: object, case: str = "train") -> None:
+    """Run a case on every rank; NeMo is imported there alone."""
+    run(world_size, _enter, case, *arguments)
 
 
-def _train(samples: Path, overrides: tuple[str, ...], folder: Path) -> None:
+def _enter(case: str, *arguments: object) -> None:
     import nemo_training_cases
 
-    nemo_training_cases.train(samples, overrides, folder)
-
-
-def _stopped(samples: Path, overrides: tuple[str, ...], folder: Path) -> None:
-    import nemo_training_cases
-
-    nemo_training_cases.train_until_stopped(samples, overrides, folder)
+    getattr(nemo_training_cases, case)(*arguments)
 
 
 @pytest.fixture(scope="module")
@@ -117,8 +111,18 @@ def test_in_bfloat16_the_numbers_are_near_and_the_checkpoint_serves_the_other_st
 def test_a_preempted_run_is_saved_at_the_end_of_its_step(
     small_samples: Path, tmp_path: Path
 ) -> None:
-    rehearse(1, small_samples, SIZES, tmp_path, is_stopped=True)
+    rehearse(1, small_samples, SIZES, tmp_path, case="train_until_stopped")
     assert runs.steps(tmp_path) == [1]
     assert (tmp_path / "said.txt").read_text() == (
         f"stopped by a signal at step 1 of {tmp_path}; the same command goes on from there"
     )
+
+
+def test_a_step_that_is_not_finite_ends_the_run(small_samples: Path, tmp_path: Path) -> None:
+    wild = (*SIZES, PRECISE, "optim.lr=1e30", "trainer.save_every=1")
+    rehearse(1, small_samples, wild, tmp_path, case="train_and_tell")
+    assert (tmp_path / "said.txt").read_text() == (
+        "step 2 has loss inf and gradient norm nan, and engine=nemo skips no steps; "
+        "lower optim.lr, or use engine=torch"
+    )
+    assert runs.steps(tmp_path) == [1]

@@ -7,14 +7,17 @@ from cosmos_hydra.config import Attention, Config, Fp8, PeftKind, Recompute, Sta
 
 PACKAGES = ("nemo_toolkit", "megatron-core")
 INSTALL = "pip install 'cosmos-hydra[nemo]'"
+TRANSFORMER_ENGINE = "transformer-engine"
+INSTALL_TE = "pip install --no-build-isolation 'cosmos-hydra[te]'"
 
 
 def missing_packages() -> list[str]:
     """Return which of the packages are not installed."""
-    return [name for name in PACKAGES if not _is_installed(name)]
+    return [name for name in PACKAGES if not is_installed(name)]
 
 
-def _is_installed(name: str) -> bool:
+def is_installed(name: str) -> bool:
+    """Return whether a package is installed."""
     try:
         metadata.distribution(name)
     except metadata.PackageNotFoundError:
@@ -30,6 +33,11 @@ def problems(config: Config) -> Iterator[str]:
         yield (
             f"engine.name=nemo needs {' and '.join(missing)}, which {verb} not installed; "
             f"run: {INSTALL}"
+        )
+    if config.engine.fp8 is not Fp8.none and not is_installed(TRANSFORMER_ENGINE):
+        yield (
+            f"engine.fp8={config.engine.fp8} needs {TRANSFORMER_ENGINE}, which is not installed; "
+            f"run: {INSTALL_TE}"
         )
     parallel = config.parallel
     if config.engine.device == "cpu":

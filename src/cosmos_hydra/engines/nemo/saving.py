@@ -11,22 +11,9 @@ import lightning.pytorch as pl
 
 from cosmos_hydra.engines.nemo.weights import whole_weights
 from cosmos_hydra.engines.torch import state
-from cosmos_hydra.engines.torch.checkpoint import Checkpoint
 from cosmos_hydra.engines.torch.saving import Saver
-from cosmos_hydra.errors import StageError
 
 NEMO = "nemo"
-
-
-def nemo_folder(found: Checkpoint) -> Path:
-    """Return what NeMo goes on from. Raises: StageError when another engine saved it."""
-    folder = found.folder / NEMO
-    if not folder.is_dir():
-        raise StageError(
-            f"checkpoint {found.folder} was not saved by engine=nemo; start from its weights with "
-            f"resume.path={found.folder} in another run"
-        )
-    return folder
 
 
 class NemoSaver(Saver):

@@ -23,8 +23,9 @@ from cosmos_hydra.data.loader import Loader
 from cosmos_hydra.data.store import SampleStore
 from cosmos_hydra.engines.nemo import settings
 from cosmos_hydra.engines.nemo.architecture import transformer_config
+from cosmos_hydra.engines.nemo.limits import INSTALL_TE, TRANSFORMER_ENGINE, is_installed
 from cosmos_hydra.engines.nemo.module import CosmosModule, Passes, Samples
-from cosmos_hydra.engines.nemo.saving import NemoSaver, nemo_folder, weights_for_rank_0
+from cosmos_hydra.engines.nemo.saving import NEMO, NemoSaver, weights_for_rank_0
 from cosmos_hydra.engines.nemo.transformer import MegatronTransformer
 from cosmos_hydra.engines.nemo.weights import fill, shapes_of
 from cosmos_hydra.engines.torch import checkpoint
@@ -55,12 +56,17 @@ class Trainer:
     def __init__(self, config: Config, run: Path, store: SampleStore, ranks: Ranks) -> None:
         check_device(ranks.device)
         check_batch(config, ranks.degrees.dp)
+        if not is_installed(TRANSFORMER_ENGINE):
+            logger.warning(
+                f"{TRANSFORMER_ENGINE} is not installed: linear layers and attention are "
+                f"PyTorch's; run: {INSTALL_TE}"
+            )
         torch.cuda.set_device(ranks.device.index or 0)  # where Megatron makes all it makes
         self.config, self.run, self.store, self.ranks = config, run, store, ranks
         self.fps = check_samples(config, store)
         self.start = ranks.decide(lambda: plan_start(config, run, store))
         found = self.start.checkpoint
-        self.resumed = nemo_folder(found) if found else None
+        self.resumed = found.folder / NEMO if found else None
         self.step = found.step if found else 0
         architecture = transformer_config(config, ranks.degrees, ranks.device)
         optim = settings.optimizer(config)
