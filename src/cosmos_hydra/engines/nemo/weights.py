@@ -13,11 +13,15 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.dist_checkpointing import ShardedTensor
+from megatron.core.distributed.fsdp.src.megatron_fsdp.uneven_dtensor import (
+    gather_uneven_dtensor_to_full_tensor,
+)
 from megatron.core.utils import (
     make_sharded_tensor_for_checkpoint,
     make_tp_sharded_tensor_for_checkpoint,
 )
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from cosmos_hydra.config import ModelConfig
 from cosmos_hydra.models.transformer import build_transformer
@@ -130,6 +134,8 @@ def sharded_state(transformer: nn.Module, prefix: str) -> dict[str, ShardedTenso
 
 
 def _gathered(part: torch.Tensor, axis: int | None) -> torch.Tensor:
+    if isinstance(part, DTensor):  # of Megatron-FSDP, over tp too; its parts differ in length
+        return gather_uneven_dtensor_to_full_tensor(part).to_local()
     size = parallel_state.get_tensor_model_parallel_world_size()
     if axis is None or size == 1:
         return part
