@@ -73,6 +73,14 @@ def assert_same_numbers(run: Path, wanted: Path, tolerance: float) -> None:
         assert numbers == pytest.approx([other[n] for n in names], rel=tolerance), row["step"]
 
 
+def assert_taken_up(run: Path, samples: Path, other: Path, tolerance: float) -> None:
+    """Start the torch engine from a run, and compare the validation there with the run's last."""
+    other.mkdir()
+    train(small_config(samples, *SIZES, f"resume.path={run}", "trainer.max_steps=1"), other)
+    last = [row["val_loss"] for row in rows_of(run) if "val_loss" in row][-1]
+    assert rows_of(other)[0]["val_loss"] == pytest.approx(last, rel=tolerance)
+
+
 DP = (2, ("parallel.dp_shard=2", "trainer.micro_batch_size=1"))
 TP = (2, ("parallel.tp=2",))
 MESHES = {"dp 2, then tp 2": (DP, TP), "1 rank, then cp 2": (ONE, (2, ("parallel.cp=2",)))}
@@ -86,25 +94,24 @@ NORMAL = ("dp 2, then tp 2",)
 def test_a_run_cut_on_one_mesh_goes_on_on_another_with_the_torch_engines_numbers(
     name: str, small_samples: Path, started: tuple[str, ...], wanted: Path, tmp_path: Path
 ) -> None:
+    first = tmp_path / "first"
+    first.mkdir()
     for (world_size, mesh), last in zip(MESHES[name], (2, 4), strict=True):
         steps = f"trainer.max_steps={last}"
-        rehearse(world_size, small_samples, (*started, *mesh, steps), tmp_path)
-        assert runs.steps(tmp_path)[-1] == last
-    assert_same_numbers(tmp_path, wanted, TOLERANCE)
+        rehearse(world_size, small_samples, (*started, *mesh, steps), first)
+        assert runs.steps(first)[-1] == last
+    assert_same_numbers(first, wanted, TOLERANCE)
+    assert_taken_up(first, small_samples, tmp_path / "other", TOLERANCE)
 
 
 def test_in_bfloat16_the_numbers_are_near_and_the_checkpoint_serves_the_other_stages(
     small_samples: Path, started: tuple[str, ...], wanted: Path, tmp_path: Path
 ) -> None:
-    first, other = tmp_path / "first", tmp_path / "other"
+    first = tmp_path / "first"
     first.mkdir()
     rehearse(1, small_samples, (*started, "parallel.precision=bf16"), first)
     assert_same_numbers(first, wanted, 2e-2)
-    # the torch engine starts from it, and sampling takes it
-    loss = [row["val_loss"] for row in rows_of(first) if "val_loss" in row][-1]
-    other.mkdir()
-    train(small_config(small_samples, *SIZES, f"resume.path={first}", "trainer.max_steps=1"), other)
-    assert rows_of(other)[0]["val_loss"] == pytest.approx(loss, rel=2e-3)
+    assert_taken_up(first, small_samples, tmp_path / "other", 2e-3)
     assert [path.suffix for path in generate(first, tmp_path / "out")] == [".mp4"]
 
 

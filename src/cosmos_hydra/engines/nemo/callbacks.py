@@ -79,8 +79,8 @@ class Look(CheckpointCallback):
 
     passes: Passes
 
-    def __init__(self, owner: Run, stop: StopRequest, bar: Any) -> None:
-        self.owner, self.stop, self.bar = owner, stop, bar
+    def __init__(self, owner: Run, bar: Any) -> None:
+        self.owner, self.bar = owner, bar
         self.loader = owner.loader()
         self.config, self.ranks, self.step = owner.config, owner.ranks, owner.step
         if self.ranks.is_first:
@@ -121,7 +121,7 @@ class Look(CheckpointCallback):
     ) -> None:
         """Note the step, and do what is due."""
         self.step += 1
-        self._note(trainer, pl_module, time.perf_counter() - self.began_s)
+        self._note(trainer, pl_module)
         self._evaluate(pl_module)
         every = self.config.trainer.save_every
         if every and self.step % every == 0:
@@ -133,9 +133,10 @@ class Look(CheckpointCallback):
         if self.saved_step != self.step:
             self._save(pl_module)
 
-    def _note(self, trainer: pl.Trainer, module: CosmosModule, step_s: float) -> None:
+    def _note(self, trainer: pl.Trainer, module: CosmosModule) -> None:
         optim = self.config.optim
         losses, sigmas = module.take_found()
+        step_s = time.perf_counter() - self.began_s  # the losses were waited for
         loss = sum(losses) / len(losses)
         ids = self.loader.sample_ids(self.step - 1)
         grad_norm = float(trainer.callback_metrics.get("grad_norm", math.nan))

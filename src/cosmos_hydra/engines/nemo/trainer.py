@@ -93,7 +93,7 @@ class Trainer:
             f"{counts[HELD_OUT]} held out; {config.trainer.global_batch_size} a step"
         )
         with stop_on_request() as stop, self._progress() as bar:
-            look = Look(self, stop, bar)
+            look = Look(self, bar)
             samples = Samples(config, look.loader, self.step, ranks)
             look.passes = samples.passes
             trainer = build_trainer(config, self.run, ranks, [look, Preemption(ranks, stop)])
