@@ -56,6 +56,14 @@ class Outcome:
 Command = Callable[..., Outcome]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give each file to one process; those on Slurm, which mostly wait, begin and share one."""
+    items.sort(key=lambda item: item.path.parent.name != "slurm")
+    for item in items:
+        is_on_slurm = item.path.parent.name == "slurm"
+        item.add_marker(pytest.mark.xdist_group("slurm" if is_on_slurm else str(item.path)))
+
+
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
     """Run `cosmos-hydra` in this process, as typed in a shell, in the folder `cwd`."""
