@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ class Said(logging.Handler):
 
 def note(out: Path, **facts: Any) -> None:
     """Save what this rank has done."""
-    (out / f"rank_{gather_team(CPU).rank}.json").write_text(json.dumps(facts))
+    (out / f"rank_{os.environ['RANK']}.json").write_text(json.dumps(facts))
 
 
 def preprocess(root: Path, overrides: tuple[str, ...], out: Path) -> None:
