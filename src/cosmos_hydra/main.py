@@ -101,10 +101,13 @@ def task(composed: DictConfig) -> object:
     hydra_config = HydraConfig.get()
     choices = OmegaConf.to_container(hydra_config.runtime.choices)
     assert isinstance(choices, dict)
+    # as typed: `${` in them belongs to the config, not to Hydra's list of overrides
+    typed = OmegaConf.to_container(hydra_config.overrides, resolve=False)
+    assert isinstance(typed, dict)
     job = Job(
         directory=_shown(Path(hydra_config.runtime.output_dir)),
-        # as typed: `${` in them belongs to the config, not to Hydra's list of overrides
-        overrides=tuple(OmegaConf.to_container(hydra_config.overrides.task, resolve=False)),
+        overrides=tuple(typed["task"]),
+        launch=tuple(item for item in typed["hydra"] if item.startswith("hydra.launcher.")),
         composed=composed,
         choices={str(group): str(option) for group, option in choices.items()},
     )

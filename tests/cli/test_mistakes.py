@@ -27,6 +27,10 @@ MISTAKES = {
     ("experimnt=quickstart",): (
         "experimnt=quickstart is not a config key; did you mean experiment?"
     ),
+    ("launch=torchrun", "hydra.launcher.nproc_per_nod=2"): (
+        "hydra.launcher.nproc_per_nod=2 is not a config key; "
+        "did you mean hydra.launcher.nproc_per_node?"
+    ),
     ("+modl=7b", PREPROCESS): "modl=7b is not a config key; did you mean model?",
     ("++data.hight=96", PREPROCESS): (
         "data.hight=96 is not a config key; did you mean data.height?"
