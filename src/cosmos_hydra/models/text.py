@@ -5,13 +5,14 @@ attends to them all the same, as the original does.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch.nn import functional
 
 from cosmos_hydra.config import ModelConfig, TextEncoderKind
 from cosmos_hydra.errors import ConfigError, StageError
@@ -27,6 +28,8 @@ from cosmos_hydra.reading import shown
 from cosmos_hydra.seeds import torch_generator
 
 KEY = "model.text_encoder.path"
+CAPTIONS_AT_ONCE = 16  # on a GPU: 8,192 tokens at most, enough to fill it
+PADDED_TO = 64  # tokens; few lengths, few choices of kernels
 # what is taken from config.json; the rest of it could name code and kernels to load
 T5_SIZES = {
     **dict.fromkeys(("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads"), int),
@@ -55,6 +58,9 @@ class TextEncoder(Protocol):
     def encode(self, caption: str) -> TextEmbedding:
         """Return the embedding of one caption, on the CPU."""
 
+    def encode_all(self, captions: Iterable[str]) -> Iterator[tuple[str, TextEmbedding]]:
+        """Yield every caption with its embedding, in the order that is fastest."""
+
 
 class HashTextEncoder:
     """Each word and position is a fixed random vector: no weights, yet captions differ."""
@@ -75,6 +81,9 @@ class HashTextEncoder:
             embedding_TD[position] = torch.randn(self.dim, generator=generator)
         mask_T = torch.arange(self.num_tokens) < len(words)
         return TextEmbedding(embedding_TD.to(torch.bfloat16), mask_T)
+
+    def encode_all(self, captions: Iterable[str]) -> Iterator[tuple[str, TextEmbedding]]:
+        return ((caption, self.encode(caption)) for caption in captions)
 
 
 class T5TextEncoder:
@@ -111,22 +120,48 @@ class T5TextEncoder:
         kind = TextEncoderKind.t5.name
         return {"kind": kind, "num_tokens": self.num_tokens, **folder_identity(self.path)}
 
-    @torch.no_grad()
     def encode(self, caption: str) -> TextEmbedding:
+        return self._encode([self._ids(caption)])[0]
+
+    def encode_all(self, captions: Iterable[str]) -> Iterator[tuple[str, TextEmbedding]]:
+        """Encode captions of about the same length together, on a GPU."""
+        found = sorted(((self._ids(caption), caption) for caption in captions), key=_length)
+        size = CAPTIONS_AT_ONCE if self.device.type == "cuda" else 1
+        for start in range(0, len(found), size):
+            ids, batch = zip(*found[start : start + size], strict=True)
+            yield from zip(batch, self._encode(ids), strict=True)
+
+    def _ids(self, caption: str) -> list[int]:
         ids = self.tokenize(caption)
         if not all(0 <= number < self.encoder.config.vocab_size for number in ids):
             raise StageError(
                 f"{self.tokenizer_path} holds the tokenizer of another encoder than {self.path}; "
                 f"take both from the same place"
             )
-        ids_BT = torch.zeros(1, self.num_tokens, dtype=torch.long)  # T5 pads with id 0
-        ids_BT[0, : len(ids)] = torch.tensor(ids)
-        mask_BT = torch.arange(self.num_tokens)[None] < len(ids)
+        return ids
+
+    @torch.no_grad()
+    def _encode(self, ids: Sequence[list[int]]) -> list[TextEmbedding]:
+        """Return embeddings; what is masked decides nothing, so a GPU is given little of it."""
+        length_B = torch.tensor([len(tokens) for tokens in ids])
+        num_tokens = self.num_tokens
+        if self.device.type == "cuda":
+            num_tokens = min(num_tokens, -(-int(length_B.max()) // PADDED_TO) * PADDED_TO)
+        ids_BT = torch.zeros(len(ids), num_tokens, dtype=torch.long)  # T5 pads with id 0
+        for row_T, tokens in zip(ids_BT, ids, strict=True):
+            row_T[: len(tokens)] = torch.tensor(tokens)
+        mask_BT = torch.arange(self.num_tokens) < length_B[:, None]
         hidden_BTD = self.encoder(
-            input_ids=ids_BT.to(self.device), attention_mask=mask_BT.long().to(self.device)
-        ).last_hidden_state
-        embedding_TD = hidden_BTD[0].cpu() * mask_BT[0, :, None]
-        return TextEmbedding(embedding_TD.to(torch.bfloat16), mask_BT[0])
+            input_ids=ids_BT.to(self.device),
+            attention_mask=mask_BT[:, :num_tokens].long().to(self.device),
+        ).last_hidden_state.cpu()
+        hidden_BTD = functional.pad(hidden_BTD, (0, 0, 0, self.num_tokens - num_tokens))
+        embedding_BTD = (hidden_BTD * mask_BT[:, :, None]).to(torch.bfloat16)
+        # clones: what is kept of one caption does not keep the whole batch
+        return [
+            TextEmbedding(embedding_TD.clone(), mask_T.clone())
+            for embedding_TD, mask_T in zip(embedding_BTD, mask_BT, strict=True)
+        ]
 
 
 def load_text_encoder(model: ModelConfig, device: torch.device) -> TextEncoder:
@@ -144,6 +179,10 @@ def load_text_encoder(model: ModelConfig, device: torch.device) -> TextEncoder:
             f"model.text_dim={model.text_dim}; choose an encoder that fits the model"
         )
     return T5TextEncoder(path, model.text_tokens, device)
+
+
+def _length(found: tuple[list[int], str]) -> int:
+    return len(found[0])
 
 
 def _tokenizer_folder(path: Path) -> Path:
