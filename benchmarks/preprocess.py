@@ -124,6 +124,7 @@ class RandomT5(T5TextEncoder):
 
     def __init__(self, bench: Bench) -> None:
         self.num_tokens, self.device = bench.tokens, bench.device
+        self.at_once, self.padded_to = 16, 64
         self.tokenize = lambda caption: PROMPT_IDS
         self.encoder = bench.text_encoder(bench.dtype)
 

@@ -8,7 +8,7 @@ Legend: C channels, F frames (pixel or latent), H W height/width (pixel or laten
 
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from queue import SimpleQueue
@@ -28,6 +28,7 @@ UNWRITTEN = 8  # clips that may wait for a writer
 
 # frames uint8 [F, H, W, 3], or why there are none
 Decoded = tuple[Clip, torch.Tensor | UnreadableVideo]
+Encoded = Generator[tuple[Clip, UnreadableVideo | None], None, None]
 # takes a clip, where in it the picture lies, and the latent [C, F, H, W] on the CPU
 Write = Callable[[Clip, ContentBox, torch.Tensor], None]
 
@@ -81,7 +82,7 @@ def encode_clips(
     device: torch.device,
     write: Write,
     spent: Spent | None = None,
-) -> Iterator[tuple[Clip, UnreadableVideo | None]]:
+) -> Encoded:
     """Encode and write clips; yield each when it is on its way to disk, or why it cannot be made.
 
     With the last one yielded all are written. On a GPU `decoded` is iterated in a thread, and
@@ -101,7 +102,7 @@ def _in_turn(
     device: torch.device,
     write: Write,
     spent: Spent,
-) -> Iterator[tuple[Clip, UnreadableVideo | None]]:
+) -> Encoded:
     for clip, frames_FHWC in _timed(decoded, spent):
         if isinstance(frames_FHWC, UnreadableVideo):
             yield clip, frames_FHWC
@@ -122,7 +123,7 @@ def _on_cuda(
     device: torch.device,
     write: Write,
     spent: Spent,
-) -> Iterator[tuple[Clip, UnreadableVideo | None]]:
+) -> Encoded:
     pending: deque[Future[None]] = deque()
     with ExitStack() as stack:
         stack.enter_context(torch.cuda.device(device))

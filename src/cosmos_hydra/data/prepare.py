@@ -6,8 +6,10 @@ the settings before the first sample, `manifest.json` after the last.
 
 import gc
 import logging
+import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +23,7 @@ from cosmos_hydra.changes import difference
 from cosmos_hydra.claim import claim
 from cosmos_hydra.config import Config, TokenizerKind
 from cosmos_hydra.data.clips import TRAIN, Clip
+from cosmos_hydra.data.encode import Decoded, encode_clips, read_ahead
 from cosmos_hydra.data.inventory import (
     Inventory,
     messages,
@@ -28,7 +31,13 @@ from cosmos_hydra.data.inventory import (
     take_inventory,
 )
 from cosmos_hydra.data.store import FORMAT_VERSION, Layout, SampleStore, open_store
-from cosmos_hydra.data.video import UnreadableVideo, decode, fit_frames, to_signed
+from cosmos_hydra.data.video import (
+    ContentBox,
+    UnreadableVideo,
+    decode,
+    fit_frames,
+    to_signed,
+)
 from cosmos_hydra.data.writer import SampleWriter
 from cosmos_hydra.engines.torch.team import Team
 from cosmos_hydra.errors import StageError
@@ -117,7 +126,7 @@ def _make(config: Config, layout: Layout, work: Work, device: torch.device, team
     team.decide(lambda: _fit_tokenizer(config, work.inventory, layout))
     tokenizer = load_tokenizer(config.model, layout.tokenizer, device)
     texts, text_identity = team.decide(lambda: _encode_captions(config, work.inventory, device))
-    failed = _encode_clips(config, work, layout, tokenizer, texts, team)
+    failed = _encode_clips(config, work, layout, tokenizer, texts, device, team)
     found = {video: reason for part in team.gather(failed) for video, reason in part.items()}
     identities = (tokenizer.identity, text_identity)
     team.decide(lambda: _complete(config, layout, work, found, *identities))
@@ -207,12 +216,12 @@ def _changed_videos(old: dict[str, Any], plan: dict[str, Any]) -> list[str]:
     return [f"video {name}" for name in names if before.get(name) != now.get(name)]
 
 
-def read_clip(config: Config, inventory: Inventory, clip: Clip) -> tuple[torch.Tensor, dict]:
-    """Return a clip's pixels uint8 [3, F, H, W] and where in them the picture lies."""
-    frames_FHWC = decode(inventory.episodes[clip.video].video, list(clip.frame_indices))
-    data = config.data
-    video_CFHW, box = fit_frames(frames_FHWC, data.height, data.width, data.fit)
-    return video_CFHW, vars(box)
+def read_clip(inventory: Inventory, clip: Clip) -> torch.Tensor:
+    """Return a clip's frames as recorded, uint8 [F, H, W, 3].
+
+    Raises: UnreadableVideo.
+    """
+    return decode(inventory.episodes[clip.video].video, list(clip.frame_indices))
 
 
 def _fit_tokenizer(config: Config, inventory: Inventory, layout: Layout) -> None:
@@ -233,13 +242,14 @@ def _fit_tokenizer(config: Config, inventory: Inventory, layout: Layout) -> None
 
 
 def _pixels(config: Config, inventory: Inventory, clips: list[Clip]) -> Iterator[torch.Tensor]:
+    data = config.data
     with progress("fit tokenizer", len(clips), "clips") as bar:
         for clip in clips:
             try:
-                video_CFHW, _ = read_clip(config, inventory, clip)
+                frames_FHWC = read_clip(inventory, clip)
             except UnreadableVideo:
                 continue  # reported when its samples are made
-            yield to_signed(video_CFHW)
+            yield to_signed(fit_frames(frames_FHWC, data.height, data.width, data.fit)[0])
             bar.advance()
 
 
@@ -251,9 +261,9 @@ def _encode_captions(
     encoder = load_text_encoder(config.model, device)
     texts = {}
     with progress("encode text", len(captions), "captions") as bar:
-        for caption in captions:
-            texts[caption] = encoder.encode(caption)
-            if texts[caption].mask_T.all():
+        for caption, text in encoder.encode_all(captions):
+            texts[caption] = text
+            if text.mask_T.all():
                 logger.warning(
                     f"caption fills all {config.model.text_tokens} tokens and may be cut: "
                     f"{caption[:60]}..."
@@ -271,6 +281,7 @@ def _encode_clips(
     layout: Layout,
     tokenizer: Tokenizer,
     texts: dict[str, TextEmbedding],
+    device: torch.device,
     team: Team,
 ) -> dict[str, str]:
     """Make this rank's samples and return the videos that could not be decoded, with reasons."""
@@ -285,21 +296,43 @@ def _encode_clips(
         logger.info(f"{team.size} ranks share them; shown is what rank 0 does")
         done = 0
     failed: dict[str, str] = {}
-    with progress("encode clips", done + len(clips), "clips", start=done) as bar:
-        for clip in clips:
-            if clip.video in failed:
-                continue
-            try:
-                video_CFHW, content = read_clip(config, inventory, clip)
-            except UnreadableVideo as error:
+
+    def write(clip: Clip, box: ContentBox, latent_CFHW: torch.Tensor) -> None:
+        text = texts[inventory.episodes[clip.video].caption]
+        writer.write(ids[clip], _info(config, inventory, clip, vars(box)), latent_CFHW, text)
+
+    wanted = (clip for clip in clips if clip.video not in failed)
+    with (
+        _decoded(inventory, wanted, device) as decoded,
+        progress("encode clips", done + len(clips), "clips", start=done) as bar,
+        closing(encode_clips(decoded, tokenizer, config.data, device, write)) as encoded,
+    ):
+        for clip, error in encoded:
+            if error is None:
+                bar.advance()
+            else:
                 failed[clip.video] = str(error)
-                continue
-            latent_CFHW = tokenizer.encode(to_signed(video_CFHW)[None])[0]
-            info = _info(config, inventory, clip, content)
-            text = texts[inventory.episodes[clip.video].caption]
-            writer.write(ids[clip], info, latent_CFHW, text)
-            bar.advance()
     return failed
+
+
+@contextmanager
+def _decoded(
+    inventory: Inventory, clips: Iterator[Clip], device: torch.device
+) -> Iterator[Iterator[Decoded]]:
+    """Yield clips with their frames, decoded ahead where a GPU would have to wait for them."""
+
+    def read(clip: Clip) -> torch.Tensor | UnreadableVideo:
+        try:
+            return read_clip(inventory, clip)
+        except UnreadableVideo as error:
+            return error
+
+    if device.type != "cuda":
+        yield ((clip, read(clip)) for clip in clips)
+        return
+    workers = max(1, len(os.sched_getaffinity(0)) // 2)
+    with ThreadPoolExecutor(workers) as executor:
+        yield read_ahead(clips, read, executor, workers)
 
 
 def _forget(

@@ -4,6 +4,7 @@ Legend: T text tokens (512), D channels (1024). Rows past the caption are zero; 
 attends to them all the same, as the original does.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from cosmos_hydra.reading import shown
 from cosmos_hydra.seeds import torch_generator
 
 KEY = "model.text_encoder.path"
-CAPTIONS_AT_ONCE = 16  # on a GPU: 8,192 tokens at most, enough to fill it
+CAPTIONS_AT_ONCE = 16  # 8,192 tokens at most, enough to fill a GPU
 PADDED_TO = 64  # tokens; few lengths, few choices of kernels
 # what is taken from config.json; the rest of it could name code and kernels to load
 T5_SIZES = {
@@ -95,6 +96,7 @@ class T5TextEncoder:
     def __init__(self, path: Path, num_tokens: int, device: torch.device) -> None:
         self.path, self.num_tokens, self.device = path, num_tokens, device
         self.tokenizer_path = _tokenizer_folder(path)
+        self.at_once, self.padded_to = _batching(num_tokens, device)
 
     @cached_property
     def tokenize(self) -> Callable[[str], list[int]]:
@@ -124,11 +126,9 @@ class T5TextEncoder:
         return self._encode([self._ids(caption)])[0]
 
     def encode_all(self, captions: Iterable[str]) -> Iterator[tuple[str, TextEmbedding]]:
-        """Encode captions of about the same length together, on a GPU."""
         found = sorted(((self._ids(caption), caption) for caption in captions), key=_length)
-        size = CAPTIONS_AT_ONCE if self.device.type == "cuda" else 1
-        for start in range(0, len(found), size):
-            ids, batch = zip(*found[start : start + size], strict=True)
+        for start in range(0, len(found), self.at_once):
+            ids, batch = zip(*found[start : start + self.at_once], strict=True)
             yield from zip(batch, self._encode(ids), strict=True)
 
     def _ids(self, caption: str) -> list[int]:
@@ -142,11 +142,9 @@ class T5TextEncoder:
 
     @torch.no_grad()
     def _encode(self, ids: Sequence[list[int]]) -> list[TextEmbedding]:
-        """Return embeddings; what is masked decides nothing, so a GPU is given little of it."""
         length_B = torch.tensor([len(tokens) for tokens in ids])
-        num_tokens = self.num_tokens
-        if self.device.type == "cuda":
-            num_tokens = min(num_tokens, -(-int(length_B.max()) // PADDED_TO) * PADDED_TO)
+        steps = math.ceil(int(length_B.max()) / self.padded_to)
+        num_tokens = min(self.num_tokens, steps * self.padded_to)
         ids_BT = torch.zeros(len(ids), num_tokens, dtype=torch.long)  # T5 pads with id 0
         for row_T, tokens in zip(ids_BT, ids, strict=True):
             row_T[: len(tokens)] = torch.tensor(tokens)
@@ -179,6 +177,14 @@ def load_text_encoder(model: ModelConfig, device: torch.device) -> TextEncoder:
             f"model.text_dim={model.text_dim}; choose an encoder that fits the model"
         )
     return T5TextEncoder(path, model.text_tokens, device)
+
+
+def _batching(num_tokens: int, device: torch.device) -> tuple[int, int]:
+    """Return how many captions go together, and the step of the length they are padded to.
+
+    Masked tokens decide nothing, so a GPU is given few of them; results differ by rounding.
+    """
+    return (CAPTIONS_AT_ONCE, PADDED_TO) if device.type == "cuda" else (1, num_tokens)
 
 
 def _length(found: tuple[list[int], str]) -> int:

@@ -81,14 +81,24 @@ class CosmosTokenizer:
         mean, std = self._statistics(latent_BCFHW.shape[2])
         return self.autoencoder.decode((latent_BCFHW * std + mean).to(self.dtype)).sample.float()
 
-    def _statistics(self, num_frames: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return mean and standard deviation as [1, C, F, 1, 1]."""
+    @cached_property
+    def _all_statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return mean and standard deviation as [C, F] or [C, 1], kept on the device.
+
+        To copy them there for every clip would have the host wait for the clip before.
+        """
         config = self.autoencoder.config
         channels = config.latent_channels
         mean = config.latents_mean or [0.0] * channels
         std = config.latents_std or [1.0] * channels
-        mean_CF = torch.tensor(mean, device=self.device).view(channels, -1)
-        std_CF = torch.tensor(std, device=self.device).view(channels, -1)
+        return (
+            torch.tensor(mean, device=self.device).view(channels, -1),
+            torch.tensor(std, device=self.device).view(channels, -1),
+        )
+
+    def _statistics(self, num_frames: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return mean and standard deviation as [1, C, F, 1, 1]."""
+        mean_CF, std_CF = self._all_statistics
         # one number a channel serves every frame
         known = mean_CF.shape[1] if mean_CF.shape[1] > 1 else num_frames
         if num_frames > known:
