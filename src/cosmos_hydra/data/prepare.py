@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from cosmos_hydra.data.inventory import (
     settings,
     take_inventory,
 )
+from cosmos_hydra.data.preview import write_previews
 from cosmos_hydra.data.store import FORMAT_VERSION, Layout, SampleStore, open_store
 from cosmos_hydra.data.video import (
     ContentBox,
@@ -57,6 +58,7 @@ class Work:
 
     plan: dict[str, Any]
     inventory: Inventory
+    is_done: bool
 
     @cached_property
     def ids(self) -> dict[Clip, str]:
@@ -82,9 +84,12 @@ def prepare(
     team = team or Team()
     with ExitStack() as stack:
         work = team.decide(lambda: _plan(config, layout, device, begin, stack))
-        if work is not None:
+        if not work.is_done:
             _make(config, layout, work, device, team)
-        return open_store(config.data.path)
+        store = open_store(config.data.path)
+        if config.preprocess.preview:
+            team.decide(lambda: _show(config, layout, work, store, device))
+        return store
 
 
 def _plan(
@@ -93,8 +98,8 @@ def _plan(
     device: torch.device,
     begin: Callable[[], None],
     stack: ExitStack,
-) -> Work | None:
-    """Claim the folder and return what is to be made in it; None if nothing is."""
+) -> Work:
+    """Claim the folder and return what is to be made in it."""
     stack.enter_context(claim(layout.lock, f"data.path={layout.folder}"))
     # the NeMo reader would take them for samples
     files.remove_leftovers(layout.folder, layout.folder / "text")
@@ -112,14 +117,24 @@ def _plan(
     begin()
     if is_done:
         logger.info(f"samples in {layout.folder} are up to date")
-        return None
+        return Work(plan, inventory, is_done)
     model = config.model
     logger.info(
         f"encoding with the {model.tokenizer.kind} tokenizer and the {model.text_encoder.kind} "
         f"text encoder on {device}, into {layout.folder}"
     )
     files.write_json(layout.beside("plan.json"), plan)
-    return Work(plan, inventory)
+    return Work(plan, inventory, is_done)
+
+
+def _show(
+    config: Config, layout: Layout, work: Work, store: SampleStore, device: torch.device
+) -> None:
+    clips = {work.ids[clip]: clip for clip in work.inventory.clips}
+    tokenizer = load_tokenizer(config.model, layout.tokenizer, device)
+    count = config.preprocess.preview_clips
+    read = partial(read_clip, work.inventory)
+    write_previews(store, clips, read, tokenizer, config.data, count)
 
 
 def _make(config: Config, layout: Layout, work: Work, device: torch.device, team: Team) -> None:
