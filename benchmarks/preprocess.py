@@ -46,7 +46,8 @@ VARIANTS = (
     FAST,
     "compile",
     f"{FAST}+compile",
-    f"{FAST}+graphs",
+    f"{FAST}+norms+compile",
+    f"{FAST}+norms+graphs",
 )
 NOT_KERNELS = ("Memcpy", "Memset", "Torch-Compiled Region", "## Call")
 OLD_CHUNKS = 500
@@ -361,7 +362,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=96, help="chunks for ours, of all videos")
     parser.add_argument("--old-clips", type=int, default=24, help="chunks for the old script")
     parser.add_argument("--variants", nargs="*", default=VARIANTS, help="none: skip the encoder")
-    parser.add_argument("--ours", nargs="*", default=[FAST, f"{FAST}+compile"])
+    parser.add_argument("--ours", nargs="*", default=[FAST, f"{FAST}+norms+compile"])
     parser.add_argument("--decode", nargs="*", default=["eager", FAST])
     parser.add_argument("--batches", type=int, nargs="*", default=[1])
     parser.add_argument("--repeats", type=int, default=5)
