@@ -15,7 +15,7 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,15 +28,17 @@ from old_script import Plan, run_old_script
 
 from cosmos_hydra.config import DataConfig, Fit, SampleFormat
 from cosmos_hydra.data.clips import Clip
-from cosmos_hydra.data.encode import Spent, encode_clips, read_ahead
+from cosmos_hydra.data.encode import Spent, decode_together, encode_clips
+from cosmos_hydra.data.prepare import DECODED_TOGETHER_BYTES
 from cosmos_hydra.data.store import Layout
-from cosmos_hydra.data.video import decode, fit_frames, probe, to_signed
+from cosmos_hydra.data.video import decode, fit_frames, probe
 from cosmos_hydra.data.writer import SampleWriter
 from cosmos_hydra.models.fast_autoencoder import Way, speed_up
 from cosmos_hydra.models.text import T5TextEncoder
 from cosmos_hydra.models.tokenizer import CosmosTokenizer
 
 FAST = "channels_last+flat+matmul+patches"
+COMPILED = f"{FAST}+norms+compile"
 VARIANTS = (
     "eager",
     "channels_last",
@@ -46,8 +48,8 @@ VARIANTS = (
     FAST,
     "compile",
     f"{FAST}+compile",
-    f"{FAST}+norms+compile",
-    f"{FAST}+norms+graphs",
+    COMPILED,
+    f"{COMPILED}+tuned",
 )
 NOT_KERNELS = ("Memcpy", "Memset", "Torch-Compiled Region", "## Call")
 OLD_CHUNKS = 500
@@ -97,14 +99,18 @@ class Bench:
         torch.cuda.empty_cache()
         self.peak_gib()
 
-    def autoencoder(self, dtype: torch.dtype, variant: str = "eager") -> Any:
-        """Return the released architecture with random weights, always the same ones."""
+    def tokenizer(self, variant: str, dtype: torch.dtype | None = None) -> CosmosTokenizer:
+        """Return our tokenizer with the released architecture and random weights, always these."""
+        ways = [] if variant == "eager" else [Way[name] for name in variant.split("+")]
+        tokenizer = CosmosTokenizer(Path("random"), self.device, ways)
+        tokenizer.dtype = dtype or self.dtype
         torch.manual_seed(0)
         with torch.device(self.device):
             made = diffusers.AutoencoderKLCosmos(**(TINY_WIDTHS if self.is_tiny else {}))
-        made = made.to(self.device, dtype).requires_grad_(False).eval()
-        speed_up(made, [] if variant == "eager" else [Way[name] for name in variant.split("+")])
-        return made
+        made = made.to(self.device, tokenizer.dtype).requires_grad_(False).eval()
+        speed_up(made, ways)
+        tokenizer.autoencoder = made
+        return tokenizer
 
     def text_encoder(self, dtype: torch.dtype) -> Any:
         """Return a T5 encoder with random weights."""
@@ -181,9 +187,9 @@ def compare_variants(bench: Bench, variants: list[str], batches: list[int], repe
     shape = (1, 3, data.frames, data.height, data.width)
     coarse = torch.rand(1, 3, 9, 22, 40, generator=torch.Generator().manual_seed(0))
     video = torch.nn.functional.interpolate(coarse.to(bench.device), shape[2:], mode="trilinear")
-    video = (video * 2 - 1).to(bench.dtype)
-    with torch.backends.cudnn.flags(allow_tf32=False):
-        exact = _encoder(bench, "eager", torch.float32)(video.float())
+    video = (255 * video).to(torch.uint8)
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        exact = bench.tokenizer("eager", torch.float32).encode(video)
     scale = exact.std()
     print(f"\nencode {shape} in {bench.dtype}; rms error: to float32, over its deviation")
     print(f"{'variant':48} batch  first s   ms/clip    GiB  rms error")
@@ -205,11 +211,11 @@ def _print_variant(
     exact: torch.Tensor,
     scale: torch.Tensor,
 ) -> None:
-    encode = _encoder(bench, variant, bench.dtype)
+    encode = bench.tokenizer(variant).encode
     bench.peak_gib()
     batch_BCFHW = video.expand(batch, -1, -1, -1, -1).contiguous()
     began_s = bench.now_s()
-    latent = encode(batch_BCFHW).float()
+    latent = encode(batch_BCFHW)
     first_s = bench.now_s() - began_s
     error = ((latent[:1] - exact).pow(2).mean().sqrt() / scale).item()
     times_ms = []
@@ -225,16 +231,22 @@ def _print_variant(
     )
 
 
-def _encoder(
-    bench: Bench, variant: str, dtype: torch.dtype
-) -> Callable[[torch.Tensor], torch.Tensor]:
-    autoencoder = bench.autoencoder(dtype, variant)
+def profile_encode(bench: Bench, variant: str) -> None:
+    """Print the kernels that one encode spends its time in."""
+    from torch.profiler import ProfilerActivity, profile
 
-    @torch.no_grad()
-    def encode(video: torch.Tensor) -> torch.Tensor:
-        return autoencoder.encode(video).latent_dist.mode()
-
-    return encode
+    data, encode = bench.data, bench.tokenizer(variant).encode
+    shape = (1, 3, data.frames, data.height, data.width)
+    pixels = torch.zeros(shape, dtype=torch.uint8, device=bench.device)
+    encode(pixels)
+    encode(pixels)
+    is_cuda = bench.device.type == "cuda"
+    with profile(activities=[ProfilerActivity.CUDA if is_cuda else ProfilerActivity.CPU]) as seen:
+        encode(pixels)
+        bench.now_s()
+    order = "self_cuda_time_total" if is_cuda else "self_cpu_time_total"
+    print(f"\n{variant}")
+    print(seen.key_averages().table(sort_by=order, row_limit=30, max_name_column_width=110))
 
 
 @torch.no_grad()
@@ -246,19 +258,19 @@ def measure_decode(bench: Bench, variants: list[str]) -> None:
     ).to(bench.dtype)
     print(f"\ndecode latents {tuple(latent.shape)} in {bench.dtype}")
     for variant in variants:
-        autoencoder = bench.autoencoder(bench.dtype, variant)
+        tokenizer = bench.tokenizer(variant)
         bench.peak_gib()
         spent_s = []
         for _ in range(2):
             began_s = bench.now_s()
-            autoencoder.decode(latent)
+            tokenizer.decode(latent)
             spent_s.append(bench.now_s() - began_s)
         print(
             f"{variant:48} first {spent_s[0]:.1f} s, then {spent_s[1]:.3f} s, "
             f"{bench.peak_gib():.1f} GiB",
             flush=True,
         )
-        del autoencoder
+        del tokenizer
         bench.clear()
 
 
@@ -278,7 +290,7 @@ def compare_fits(bench: Bench, video: Path) -> None:
 
 def measure_old(bench: Bench, plan: Plan, out: Path) -> tuple[Busy, dict[str, float], float]:
     """Run the old script's work, warmed up."""
-    autoencoder = bench.autoencoder(bench.dtype)
+    autoencoder = bench.tokenizer("eager").autoencoder
     text_encoder = bench.text_encoder(torch.float32)
     data = bench.data
     size = (data.frames, data.height, data.width, bench.tokens)
@@ -305,34 +317,39 @@ def measure_ours(
     del text_encoder
     peak_gib = bench.peak_gib()
     bench.clear()
-    tokenizer = CosmosTokenizer(Path("random"), bench.device)
-    tokenizer.autoencoder = bench.autoencoder(bench.dtype, variant)
+    tokenizer = bench.tokenizer(variant)
     data = bench.data
     writer = SampleWriter(Layout(out, SampleFormat.safetensors))
     clips = [
         Clip(str(video), "train", start, tuple(range(start, start + data.frames)), 24.0)
-        for starts in zip(*plan.values(), strict=True)
-        for video, start in zip(plan, starts, strict=True)
+        for video, starts in plan.items()
+        for start in sorted(starts)
     ]
     names = {clip: str(number) for number, clip in enumerate(clips)}
     began_s = bench.now_s()
     for _ in range(2):
         shape = (1, 3, data.frames, data.height, data.width)
         pixels = torch.zeros(shape, dtype=torch.uint8, device=bench.device)
-        tokenizer.encode(to_signed(pixels[0])[None])
+        tokenizer.encode(pixels)
     warm_up_s = bench.now_s() - began_s
     spent, busy = Spent(), Busy()
 
-    def read(clip: Clip) -> torch.Tensor:
+    def read(video: str, indices: list[int]) -> torch.Tensor:
         with spent.on(f"decode, in {workers} threads"):
-            return decode(Path(clip.video), list(clip.frame_indices))
+            return decode(Path(video), indices)
+
+    def most_frames(video: str) -> int:
+        info = probed[video]
+        return DECODED_TOGETHER_BYTES // (3 * info.height * info.width)
+
+    probed = {str(video): probe(video) for video in plan}
 
     def write(clip: Clip, box: Any, latent: torch.Tensor) -> None:
         info = {"start_frame": clip.start_frame, "video_path": clip.video}
         writer.write(names[clip], info, latent, text)
 
     with busy.watch(bench), ThreadPoolExecutor(workers) as decoders:
-        decoded = read_ahead(clips, read, decoders, workers)
+        decoded = decode_together(clips, read, most_frames, decoders, workers)
         for _ in encode_clips(decoded, tokenizer, data, bench.device, write, spent):
             pass
     spent.seconds["T5"] = text_busy.wall_s
@@ -362,16 +379,15 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=96, help="chunks for ours, of all videos")
     parser.add_argument("--old-clips", type=int, default=24, help="chunks for the old script")
     parser.add_argument("--variants", nargs="*", default=VARIANTS, help="none: skip the encoder")
-    parser.add_argument("--ours", nargs="*", default=[FAST, f"{FAST}+norms+compile"])
+    parser.add_argument("--ours", nargs="*", default=[FAST, COMPILED])
     parser.add_argument("--decode", nargs="*", default=["eager", FAST])
     parser.add_argument("--batches", type=int, nargs="*", default=[1])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--workers", type=int, default=(os.cpu_count() or 2) // 2)
-    parser.add_argument("--benchmark", action="store_true", help="cuDNN tries its algorithms")
+    parser.add_argument("--profile", nargs="*", default=[], help="variants to list kernels of")
     parser.add_argument("--out", type=Path, help="where samples go; default: a temporary folder")
     parser.add_argument("--tiny", action="store_true")
     typed = parser.parse_args()
-    torch.backends.cudnn.benchmark = typed.benchmark
     diffusers.logging.set_verbosity_error()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     data = DataConfig(name="robot", path="unused")
@@ -381,12 +397,15 @@ def main() -> None:
     chip = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     print(
         f"{chip}, {os.cpu_count()} cores, torch {torch.__version__}, "
-        f"cuDNN {torch.backends.cudnn.version()}, cudnn.benchmark {typed.benchmark}"
+        f"cuDNN {torch.backends.cudnn.version()}"
     )
     videos = sorted(typed.videos.glob("*.mp4"))
     compare_fits(bench, videos[0])
     if typed.variants:
         compare_variants(bench, typed.variants, typed.batches, typed.repeats)
+    for variant in typed.profile:
+        profile_encode(bench, variant)
+        bench.clear()
     if typed.decode:
         measure_decode(bench, typed.decode)
     with tempfile.TemporaryDirectory(dir=typed.out) as folder:

@@ -479,6 +479,8 @@ class PreprocessConfig:
     preview: bool = False
     # clips to show, spread over all
     preview_clips: int = 8
+    # compile the Cosmos tokenizer (CUDA only); null = where there are at least 100 clips to make
+    compile: bool | None = None
 
 
 @dataclass

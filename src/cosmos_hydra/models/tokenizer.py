@@ -6,6 +6,7 @@ Legend: B batch, C channels, F frames (pixel or latent), H W height/width (pixel
 """
 
 from collections.abc import Collection
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,13 +16,10 @@ import torch
 from cosmos_hydra.config import ModelConfig, TokenizerKind
 from cosmos_hydra.errors import ConfigError
 from cosmos_hydra.hub.sources import download_advice
-from cosmos_hydra.models.fast_autoencoder import Way, speed_up
+from cosmos_hydra.models.fast_autoencoder import EAGER, Way, compiled, speed_up
 from cosmos_hydra.models.identity import TOKENIZER, folder_identity, weights_folder
 from cosmos_hydra.models.pretrained import load_pretrained
-from cosmos_hydra.models.toy_tokenizer import ToyTokenizer
-
-# without compiling, which takes longer than it saves on a few clips
-EAGER_WAYS = (Way.channels_last, Way.flat, Way.matmul, Way.patches)
+from cosmos_hydra.models.toy_tokenizer import ToyTokenizer, signed
 
 
 class Tokenizer(Protocol):
@@ -32,7 +30,7 @@ class Tokenizer(Protocol):
         """What tells two tokenizers apart; latents are only valid with the same one."""
 
     def encode(self, video_BCFHW: torch.Tensor) -> torch.Tensor:
-        """Return float32 latents of a video in [-1, 1]."""
+        """Return float32 latents of a video in [-1, 1], or of its uint8 pixels."""
 
     def decode(self, latent_BCFHW: torch.Tensor) -> torch.Tensor:
         """Return the float32 video of a latent, about [-1, 1], not clamped."""
@@ -46,11 +44,11 @@ class CosmosTokenizer:
     which it is made faster on a GPU.
     """
 
-    def __init__(
-        self, path: Path, device: torch.device, ways: Collection[Way] = EAGER_WAYS
-    ) -> None:
+    def __init__(self, path: Path, device: torch.device, ways: Collection[Way] = EAGER) -> None:
         self.device = device
         self.ways = ways if device.type == "cuda" else ()
+        self._encode = compiled(self._raw_latent, self.ways)
+        self._decode = compiled(self._video, self.ways)
         self.dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         self.path = path
 
@@ -70,8 +68,8 @@ class CosmosTokenizer:
 
     @torch.no_grad()
     def encode(self, video_BCFHW: torch.Tensor) -> torch.Tensor:
-        video_BCFHW = video_BCFHW.to(self.device, self.dtype)
-        raw_BCFHW = self.autoencoder.encode(video_BCFHW).latent_dist.mode().float()
+        with self._tuned():
+            raw_BCFHW = self._encode(self.autoencoder, video_BCFHW.to(self.device))
         mean, std = self._statistics(raw_BCFHW.shape[2])
         return (raw_BCFHW - mean) / std
 
@@ -79,7 +77,20 @@ class CosmosTokenizer:
     def decode(self, latent_BCFHW: torch.Tensor) -> torch.Tensor:
         latent_BCFHW = latent_BCFHW.to(self.device).float()
         mean, std = self._statistics(latent_BCFHW.shape[2])
-        return self.autoencoder.decode((latent_BCFHW * std + mean).to(self.dtype)).sample.float()
+        with self._tuned():
+            return self._decode(self.autoencoder, latent_BCFHW * std + mean)
+
+    def _raw_latent(self, autoencoder: Any, video_BCFHW: torch.Tensor) -> torch.Tensor:
+        video_BCFHW = signed(video_BCFHW).to(self.dtype)
+        return autoencoder.encode(video_BCFHW).latent_dist.mode().float()
+
+    def _video(self, autoencoder: Any, raw_BCFHW: torch.Tensor) -> torch.Tensor:
+        return autoencoder.decode(raw_BCFHW.to(self.dtype)).sample.float()
+
+    def _tuned(self) -> AbstractContextManager[Any]:
+        if Way.tuned not in self.ways:
+            return nullcontext()
+        return torch.backends.cudnn.flags(enabled=True, benchmark=True)
 
     @cached_property
     def _all_statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -112,7 +123,9 @@ class CosmosTokenizer:
         )
 
 
-def load_tokenizer(model: ModelConfig, fitted: Path, device: torch.device) -> Tokenizer:
+def load_tokenizer(
+    model: ModelConfig, fitted: Path, device: torch.device, ways: Collection[Way] = EAGER
+) -> Tokenizer:
     """Return the configured tokenizer; a toy one comes from the file `fitted`."""
     if model.tokenizer.kind is TokenizerKind.toy:
         if not fitted.is_file():
@@ -127,4 +140,4 @@ def load_tokenizer(model: ModelConfig, fitted: Path, device: torch.device) -> To
             f"model.tokenizer.path=null; {advice}set it to the folder of AutoencoderKLCosmos"
         )
     path = weights_folder("model.tokenizer.path", model.tokenizer.path, TOKENIZER)
-    return CosmosTokenizer(path, device)
+    return CosmosTokenizer(path, device, ways)
