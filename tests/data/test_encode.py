@@ -10,7 +10,7 @@ import torch
 
 from cosmos_hydra.config import DataConfig, Fit
 from cosmos_hydra.data.clips import TRAIN, Clip
-from cosmos_hydra.data.encode import Decoded, Spent, encode_clips, read_ahead
+from cosmos_hydra.data.encode import Decoded, Spent, decode_together, encode_clips, read_ahead
 from cosmos_hydra.data.video import ContentBox, UnreadableVideo, fit_frames, to_signed
 from cosmos_hydra.models.toy_tokenizer import ToyTokenizer
 
@@ -82,6 +82,50 @@ def test_reading_ahead_keeps_the_order_and_its_distance() -> None:
         assert next(ahead) == (0, 0)
         assert asked == [0, 1, 2, 3]
         assert list(ahead) == [(number, 10 * number) for number in range(1, 8)]
+
+
+def window(video: str, start: int, step: int = 1) -> Clip:
+    return Clip(video, TRAIN, start, tuple(range(start, start + 9 * step, step)), 24.0)
+
+
+def numbered(video: str, indices: list[int]) -> torch.Tensor:
+    """Return frames whose pixels are their number."""
+    return torch.tensor(indices, dtype=torch.uint8)[:, None, None, None].expand(-1, 2, 2, 3)
+
+
+def test_neighbours_that_overlap_are_read_once_as_far_as_memory_goes() -> None:
+    clips = [
+        *(window("a", start) for start in (0, 3, 5, 9, 40)),
+        *(window("b", 40), window("b", 44, step=2), window("b", 45, step=2)),
+        *(window("c", 0), window("c", 30)),
+    ]
+    asked = []
+
+    def read(video: str, indices: list[int]) -> torch.Tensor | UnreadableVideo:
+        asked.append((video, len(indices)))
+        return broken if video == "c" else numbered(video, indices)
+
+    broken = UnreadableVideo("empty file")
+    with ThreadPoolExecutor(1) as executor:
+        found = list(decode_together(clips, read, lambda video: 16, executor, 2))
+    assert [clip for clip, _ in found] == clips
+    for clip, frames in found:
+        if clip.video == "c":
+            assert frames is broken
+        else:
+            assert isinstance(frames, torch.Tensor)
+            assert frames[:, 0, 0, 0].tolist() == list(clip.frame_indices)
+    # frames 0 to 13, 9 to 17, 40 to 48; 40 to 60 in steps, then what would be more than 16
+    assert asked == [("a", 14), ("a", 9), ("a", 9), ("b", 15), ("b", 9), ("c", 9), ("c", 9)]
+
+
+def test_consecutive_frames_are_not_copied() -> None:
+    clips = [window("a", 0), window("a", 4)]
+    whole = torch.zeros(13, 2, 2, 3, dtype=torch.uint8)
+    with ThreadPoolExecutor(1) as executor:
+        found = list(decode_together(clips, lambda *_: whole, lambda video: 16, executor, 1))
+    pointers = {frames.untyped_storage().data_ptr() for _, frames in found}
+    assert pointers == {whole.untyped_storage().data_ptr()}
 
 
 def test_reading_ahead_raises_what_reading_raised_when_its_turn_comes() -> None:
