@@ -9,7 +9,7 @@ from diffusers import AutoencoderKLCosmos
 
 from cosmos_hydra.models.fast_autoencoder import Way, speed_up
 
-UNCOMPILED = [Way.channels_last, Way.flat, Way.norms, Way.matmul, Way.patches]
+UNCOMPILED = [Way.channels_last, Way.flat, Way.norms, Way.matmul, Way.in_time, Way.patches]
 
 
 @pytest.fixture(scope="module")

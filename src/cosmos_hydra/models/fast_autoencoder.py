@@ -6,6 +6,7 @@ Here some modules of one instance are given another `forward`.
 Legend: B batch, C channels, F frames, H W height/width, L tokens of a frame, P patch edge.
 """
 
+import math
 from collections.abc import Callable, Collection
 from enum import Enum
 from functools import partial
@@ -23,6 +24,7 @@ class Way(Enum):
     flat = "convolutions over two dimensions, which is all they have"
     norms = "norms that read memory in its order; for channels_last with compile"
     matmul = "attention in a frame as two matrix products"
+    in_time = "attention between frames as two matrix products"
     patches = "the wavelet transform as one matrix product"
     compile = "torch.compile"
     graphs = "torch.compile with CUDA graphs"
@@ -52,9 +54,12 @@ def speed_up(autoencoder: Any, ways: Collection[Way]) -> None:
             _replace(module, _flat_convolution)
         elif isinstance(module, cosmos.CosmosCausalGroupNorm) and Way.norms in ways:
             _replace(module, _norm)
-        elif isinstance(module, cosmos.CosmosCausalAttention) and Way.matmul in ways:
-            if isinstance(module.processor, cosmos.CosmosSpatialAttentionProcessor2_0):
+        elif isinstance(module, cosmos.CosmosCausalAttention):
+            is_spatial = isinstance(module.processor, cosmos.CosmosSpatialAttentionProcessor2_0)
+            if is_spatial and Way.matmul in ways:
                 module.processor = _attend_in_frames
+            elif not is_spatial and Way.in_time in ways:
+                module.processor = _attend_in_time
         elif isinstance(module, cosmos.CosmosPatchEmbed3d) and has_patches:
             channels = autoencoder.config.in_channels
             _replace(module, _patch, _patch_matrix(module, channels))
@@ -131,6 +136,23 @@ def _attend_in_frames(
     )
     out_BFHWC = out_NLC.unflatten(1, (height, width)).unflatten(0, (-1, frames))
     return attn.to_out[0](out_BFHWC.permute(0, 4, 1, 2, 3)) + hidden_states
+
+
+def _attend_in_time(
+    attn: Any, hidden_states: torch.Tensor, attention_mask: torch.Tensor
+) -> torch.Tensor:
+    """Return what CosmosTemporalAttentionProcessor2_0 does; one head, few frames."""
+    batch, _, _, height, width = hidden_states.shape
+    normed = attn.norm(hidden_states)
+    q_NFC, k_NFC, v_NFC = (
+        part(normed).permute(0, 3, 4, 2, 1).flatten(0, 2)
+        for part in (attn.to_q, attn.to_k, attn.to_v)
+    )
+    scores_NFF = q_NFC.float() @ k_NFC.float().mT * q_NFC.shape[2] ** -0.5
+    weights_NFF = scores_NFF.masked_fill(~attention_mask, -math.inf).softmax(dim=-1)
+    out_NFC = weights_NFF.to(v_NFC.dtype) @ v_NFC
+    out_BHWFC = out_NFC.unflatten(0, (batch, height, width))
+    return attn.to_out[0](out_BHWFC.permute(0, 4, 3, 1, 2)) + hidden_states
 
 
 def _scores(q_LC: torch.Tensor, k_LC: torch.Tensor) -> torch.Tensor:
