@@ -144,6 +144,8 @@ def _show(
 def _make(config: Config, layout: Layout, work: Work, device: torch.device, team: Team) -> None:
     team.decide(lambda: _fit_tokenizer(config, work.inventory, layout))
     ways = _ways(config.preprocess.compile, len(work.ids) // team.size, device)
+    if config.model.tokenizer.kind is TokenizerKind.cosmos and ways == COMPILED:
+        logger.info("the tokenizer is compiled for this clip size (preprocess.compile=false: not)")
     tokenizer = load_tokenizer(config.model, layout.tokenizer, device, ways)
     texts, text_identity = team.decide(lambda: _encode_captions(config, work.inventory, device))
     failed = _encode_clips(config, work, layout, tokenizer, texts, device, team)
@@ -156,9 +158,13 @@ def _make(config: Config, layout: Layout, work: Work, device: torch.device, team
 
 def _ways(is_compiled: bool | None, clips: int, device: torch.device) -> frozenset[Way]:
     """Return how the tokenizer is made faster; unasked, it is compiled where that pays."""
+    if device.type != "cuda":
+        if is_compiled:
+            logger.warning("preprocess.compile=true has no effect on a CPU")
+        return EAGER
     if is_compiled is None:
         has_compiler = any(shutil.which(name) for name in ("cc", "gcc", "clang"))
-        is_compiled = device.type == "cuda" and clips >= WORTH_COMPILING and has_compiler
+        is_compiled = clips >= WORTH_COMPILING and has_compiler
     return COMPILED if is_compiled else EAGER
 
 
