@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from cosmos_hydra.config import DataConfig, Fit
+from cosmos_hydra.data.ahead import Decoded, decode_together, read_ahead
 from cosmos_hydra.data.clips import TRAIN, Clip
-from cosmos_hydra.data.encode import Decoded, Spent, decode_together, encode_clips, read_ahead
+from cosmos_hydra.data.encode import encode_clips
+from cosmos_hydra.data.spent import Spent
 from cosmos_hydra.data.video import ContentBox, UnreadableVideo, fit_frames, to_signed
 from cosmos_hydra.models.toy_tokenizer import ToyTokenizer
 

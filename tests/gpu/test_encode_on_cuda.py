@@ -10,8 +10,10 @@ import torch
 from diffusers import AutoencoderKLCosmos
 
 from cosmos_hydra.config import DataConfig, Fit
+from cosmos_hydra.data.ahead import Decoded
 from cosmos_hydra.data.clips import TRAIN, Clip
-from cosmos_hydra.data.encode import Decoded, Spent, encode_clips
+from cosmos_hydra.data.encode import encode_clips
+from cosmos_hydra.data.spent import Spent
 from cosmos_hydra.data.video import ContentBox, UnreadableVideo, fit_frames, to_signed
 from cosmos_hydra.models.fast_autoencoder import Way, speed_up
 from cosmos_hydra.models.toy_tokenizer import ToyTokenizer

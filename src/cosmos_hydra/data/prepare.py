@@ -23,8 +23,9 @@ from cosmos_hydra import files
 from cosmos_hydra.changes import difference
 from cosmos_hydra.claim import claim
 from cosmos_hydra.config import Config, TokenizerKind
+from cosmos_hydra.data.ahead import Decoded, decode_together
 from cosmos_hydra.data.clips import TRAIN, Clip
-from cosmos_hydra.data.encode import Decoded, decode_together, encode_clips
+from cosmos_hydra.data.encode import encode_clips
 from cosmos_hydra.data.inventory import (
     Inventory,
     messages,
