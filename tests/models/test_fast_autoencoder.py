@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKLCosmos
 
+from cosmos_hydra.models import fast_autoencoder
 from cosmos_hydra.models.fast_autoencoder import Way, speed_up
 
 UNCOMPILED = [Way.channels_last, Way.flat, Way.norms, Way.matmul, Way.in_time, Way.patches]
@@ -41,6 +42,16 @@ def test_each_way_encodes_and_decodes_as_before(autoencoder: Any, ways: list[Way
         ):
             assert expected.std() > 0.05
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_attention_over_large_pictures_takes_a_part_of_them_at_a_time(
+    autoencoder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed = copy.deepcopy(autoencoder)
+    speed_up(changed, [Way.matmul])
+    monkeypatch.setattr(fast_autoencoder, "MAX_SCORES", 5 * 4 * 6)  # 5 rows of 24 scores
+    for found, expected in zip(code(changed, 9, 1), code(autoencoder, 9, 1), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_weights_keep_their_names_and_values(autoencoder: Any) -> None:

@@ -16,6 +16,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+MAX_SCORES = 1 << 28  # attention scores at once, 1 GiB
+
 
 class Way(Enum):
     """What is done otherwise."""
@@ -126,16 +128,21 @@ def _attend_in_frames(
         part(normed).permute(0, 2, 3, 4, 1).flatten(2, 3).flatten(0, 1)
         for part in (attn.to_q, attn.to_k, attn.to_v)
     )
-    scale = q_NLC.shape[2] ** -0.5
+    rows = max(1, MAX_SCORES // (height * width))
     out_NLC = torch.stack(
         [
-            # the scores stay in float32, as in the fused kernels
-            _scores(q_LC, k_LC).mul_(scale).softmax(dim=-1).to(v_LC.dtype) @ v_LC
+            torch.cat([_attend(part_LC, k_LC, v_LC) for part_LC in q_LC.split(rows)])
             for q_LC, k_LC, v_LC in zip(q_NLC, k_NLC, v_NLC, strict=True)
         ]
     )
     out_BFHWC = out_NLC.unflatten(1, (height, width)).unflatten(0, (-1, frames))
     return attn.to_out[0](out_BFHWC.permute(0, 4, 1, 2, 3)) + hidden_states
+
+
+def _attend(q_LC: torch.Tensor, k_LC: torch.Tensor, v_LC: torch.Tensor) -> torch.Tensor:
+    # the scores stay in float32, as in the fused kernels
+    scores_LL = _scores(q_LC, k_LC).mul_(q_LC.shape[1] ** -0.5)
+    return scores_LL.softmax(dim=-1).to(v_LC.dtype) @ v_LC
 
 
 def _attend_in_time(
