@@ -36,7 +36,7 @@ class Way(Enum):
 # as eager code
 EAGER = frozenset({Way.channels_last, Way.flat, Way.matmul, Way.patches})
 # 20 s to compile, then three times as fast
-COMPILED = EAGER | {Way.norms, Way.compile}
+COMPILED = EAGER | {Way.compile}
 
 
 def speed_up(autoencoder: Any, ways: Collection[Way]) -> None:
