@@ -65,6 +65,7 @@ def _ranges(config: Config) -> Iterator[str]:
         "data.tokenizer_clips": config.data.tokenizer_clips,
         "data.synthetic.num_videos": config.data.synthetic.num_videos,
         "data.synthetic.frames": config.data.synthetic.frames,
+        "preprocess.preview_clips": config.preprocess.preview_clips,
         "generate.videos_per_prompt": config.generate.videos_per_prompt,
         "generate.max_captions": config.generate.max_captions,
         "generate.steps": config.generate.steps,

@@ -473,6 +473,17 @@ class LaunchConfig:
 
 
 @dataclass
+class PreprocessConfig:
+    # show clips decoded back from their latents beside the source, with their PSNR: contact sheets
+    # and mp4 files in <data.path>/previews (data.format=nemo: <data.path>.previews)
+    preview: bool = False
+    # clips to show, spread over all
+    preview_clips: int = 8
+    # compile the Cosmos tokenizer (CUDA only); null = where there are at least 100 clips to make
+    compile: bool | None = None
+
+
+@dataclass
 class PipelineConfig:
     # stages to run, in this order
     stages: list[Stage] = field(
@@ -504,6 +515,7 @@ class Config:
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     download: DownloadConfig = field(default_factory=DownloadConfig)
+    preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
     log: LogConfig = field(default_factory=LogConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)

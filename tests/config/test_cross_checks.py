@@ -12,6 +12,7 @@ AT_LEAST_1 = (
     "trainer.validation_samples",
     "trainer.validation_sigmas",
     "trainer.preview_steps",
+    "preprocess.preview_clips",
     "peft.rank",
     "data.frames",
     "data.chunks_per_video",

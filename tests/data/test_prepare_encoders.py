@@ -12,6 +12,7 @@ from raw_videos import numbered_frames, small_config, write_moving_video
 from cosmos_hydra.data import prepare as prepare_module
 from cosmos_hydra.data.prepare import prepare
 from cosmos_hydra.data.video import write_mp4
+from cosmos_hydra.models.fast_autoencoder import Way
 from cosmos_hydra.models.text import HashTextEncoder
 
 CPU = torch.device("cpu")
@@ -106,3 +107,36 @@ def test_the_padding_mask_follows_the_picture(
     assert torch.equal(store.load("0").padding_1HW, expected)
     store = prepare(small_config(tmp_path, f"data.path={tmp_path / 'cropped'}"), CPU)
     assert not store.load("0").padding_1HW.any()
+
+
+@pytest.mark.parametrize(
+    ("asked", "clips", "device", "compiler", "is_compiled"),
+    [
+        (None, 100, "cuda", "/usr/bin/cc", True),
+        (None, 99, "cuda", "/usr/bin/cc", False),
+        (None, 100, "cuda", None, False),
+        (None, 100, "cpu", "/usr/bin/cc", False),
+        (True, 1, "cuda", None, True),
+        (False, 1000, "cuda", "/usr/bin/cc", False),
+    ],
+)
+def test_the_tokenizer_is_compiled_where_it_pays_or_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+    asked: bool | None,
+    clips: int,
+    device: str,
+    compiler: str | None,
+    is_compiled: bool,
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: compiler)
+    ways = prepare_module._ways(asked, clips, torch.device(device))
+    assert (Way.compile in ways) == is_compiled
+    assert Way.patches in ways
+
+
+def test_asking_to_compile_on_a_cpu_says_that_it_has_no_effect(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_videos(tmp_path, 2)
+    prepare(small_config(tmp_path, "preprocess.compile=true"), CPU)
+    assert "preprocess.compile=true has no effect on a CPU" in caplog.text

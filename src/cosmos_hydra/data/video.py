@@ -175,9 +175,10 @@ def fit_frames(
         resized = (round(source_height * scale), round(source_width * scale))
     if fit is Fit.crop:
         resized = (max(resized[0], height), max(resized[1], width))
-    small_FCHW = torch.cat(
-        [_resize(part.permute(0, 3, 1, 2), resized) for part in frames_FHWC.split(FRAMES_AT_ONCE)]
-    )
+    small_FCHW = frames_FHWC.permute(0, 3, 1, 2)
+    if resized != (source_height, source_width):
+        parts = small_FCHW.split(FRAMES_AT_ONCE)
+        small_FCHW = torch.cat([_resize(part_FCHW, resized) for part_FCHW in parts])
     top, left = (resized[0] - height) // 2, (resized[1] - width) // 2
     if fit is not Fit.pad:
         cut_FCHW = small_FCHW[:, :, top : top + height, left : left + width]
@@ -189,8 +190,6 @@ def fit_frames(
 
 
 def _resize(frames_FCHW: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    if tuple(frames_FCHW.shape[2:]) == size:
-        return frames_FCHW
     resized = torch.nn.functional.interpolate(
         frames_FCHW.float(), size=size, mode="bilinear", antialias=True, align_corners=False
     )

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -16,10 +17,14 @@ from cosmos_hydra.reading import contained, sealed
 
 
 class SampleWriter:
-    """Write samples; text embeddings are written once per caption where possible."""
+    """Write samples; text embeddings are written once per caption where possible.
+
+    Threads may share a writer.
+    """
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
+        self._text_lock = Lock()  # two would write the same temporary file
 
     def write(
         self, sample_id: str, info: dict[str, Any], latent_CFHW: torch.Tensor, text: TextEmbedding
@@ -49,12 +54,13 @@ class SampleWriter:
         content = text.embedding_TD.view(torch.int16).numpy().tobytes()
         name = f"text/{hashlib.sha256(content).hexdigest()[:16]}.safetensors"
         path = contained(self.layout.folder, name)
-        if not path.is_file():
-            tensors = {
-                "t5_text_embeddings": text.embedding_TD.contiguous(),
-                "t5_text_mask": text.mask_T.contiguous(),
-            }
-            files.write_with(path, lambda temporary: save_file(tensors, temporary))
+        with self._text_lock:
+            if not path.is_file():
+                tensors = {
+                    "t5_text_embeddings": text.embedding_TD.contiguous(),
+                    "t5_text_mask": text.mask_T.contiguous(),
+                }
+                files.write_with(path, lambda temporary: save_file(tensors, temporary))
         return name
 
 
