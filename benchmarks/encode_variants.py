@@ -21,7 +21,6 @@ VARIANTS = (
     "compile",
     f"{FAST}+compile",
     COMPILED,
-    f"{COMPILED}+tuned",
 )
 
 

@@ -10,7 +10,7 @@ from diffusers import AutoencoderKLCosmos
 from cosmos_hydra.models import fast_autoencoder
 from cosmos_hydra.models.fast_autoencoder import Way, speed_up
 
-UNCOMPILED = [Way.channels_last, Way.flat, Way.norms, Way.matmul, Way.in_time, Way.patches]
+UNCOMPILED = [Way.channels_last, Way.flat, Way.norms, Way.matmul, Way.patches]
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ Here some modules of one instance are given another `forward`.
 Legend: B batch, C channels, F frames, H W height/width, L tokens of a frame, P patch edge.
 """
 
-import math
 from collections.abc import Callable, Collection
 from enum import Enum
 from functools import partial
@@ -26,17 +25,14 @@ class Way(Enum):
     flat = "convolutions over two dimensions, which is all they have"
     norms = "norms that read memory in its order; for channels_last with compile"
     matmul = "attention in a frame as two matrix products"
-    in_time = "attention between frames as two matrix products"
     patches = "the wavelet transform as one matrix product"
     compile = "torch.compile"
-    graphs = "torch.compile with CUDA graphs"
-    tuned = "cuDNN tries its algorithms once for each shape"
 
 
 # as eager code
 EAGER = frozenset({Way.channels_last, Way.flat, Way.matmul, Way.patches})
-# 20 s to compile, then three times as fast
-COMPILED = EAGER | {Way.compile}
+# 20 s to compile, then four times as fast
+COMPILED = EAGER | {Way.norms, Way.compile}
 
 
 def speed_up(autoencoder: Any, ways: Collection[Way]) -> None:
@@ -48,7 +44,7 @@ def speed_up(autoencoder: Any, ways: Collection[Way]) -> None:
     """
     from diffusers.models.autoencoders import autoencoder_kl_cosmos as cosmos
 
-    has_patches = bool({Way.patches, Way.compile, Way.graphs} & set(ways))
+    has_patches = bool({Way.patches, Way.compile} & set(ways))
     if Way.channels_last in ways:
         autoencoder.to(memory_format=torch.channels_last_3d)
     for module in autoencoder.modules():
@@ -60,8 +56,6 @@ def speed_up(autoencoder: Any, ways: Collection[Way]) -> None:
             is_spatial = isinstance(module.processor, cosmos.CosmosSpatialAttentionProcessor2_0)
             if is_spatial and Way.matmul in ways:
                 module.processor = _attend_in_frames
-            elif not is_spatial and Way.in_time in ways:
-                module.processor = _attend_in_time
         elif isinstance(module, cosmos.CosmosPatchEmbed3d) and has_patches:
             channels = autoencoder.config.in_channels
             _replace(module, _patch, _patch_matrix(module, channels))
@@ -72,8 +66,6 @@ def speed_up(autoencoder: Any, ways: Collection[Way]) -> None:
 
 def compiled(function: Callable[..., Any], ways: Collection[Way]) -> Callable[..., Any]:
     """Return a function of one shape of tensors, compiled if that is among the ways."""
-    if Way.graphs in ways:
-        return torch.compile(function, dynamic=False, mode="reduce-overhead")
     return torch.compile(function, dynamic=False) if Way.compile in ways else function
 
 
@@ -143,23 +135,6 @@ def _attend(q_LC: torch.Tensor, k_LC: torch.Tensor, v_LC: torch.Tensor) -> torch
     # the scores stay in float32, as in the fused kernels
     scores_LL = _scores(q_LC, k_LC).mul_(q_LC.shape[1] ** -0.5)
     return scores_LL.softmax(dim=-1).to(v_LC.dtype) @ v_LC
-
-
-def _attend_in_time(
-    attn: Any, hidden_states: torch.Tensor, attention_mask: torch.Tensor
-) -> torch.Tensor:
-    """Return what CosmosTemporalAttentionProcessor2_0 does; one head, few frames."""
-    batch, _, _, height, width = hidden_states.shape
-    normed = attn.norm(hidden_states)
-    q_NFC, k_NFC, v_NFC = (
-        part(normed).permute(0, 3, 4, 2, 1).flatten(0, 2)
-        for part in (attn.to_q, attn.to_k, attn.to_v)
-    )
-    scores_NFF = q_NFC.float() @ k_NFC.float().mT * q_NFC.shape[2] ** -0.5
-    weights_NFF = scores_NFF.masked_fill(~attention_mask, -math.inf).softmax(dim=-1)
-    out_NFC = weights_NFF.to(v_NFC.dtype) @ v_NFC
-    out_BHWFC = out_NFC.unflatten(0, (batch, height, width))
-    return attn.to_out[0](out_BHWFC.permute(0, 4, 3, 1, 2)) + hidden_states
 
 
 def _scores(q_LC: torch.Tensor, k_LC: torch.Tensor) -> torch.Tensor:

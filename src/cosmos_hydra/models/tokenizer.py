@@ -6,7 +6,6 @@ Legend: B batch, C channels, F frames (pixel or latent), H W height/width (pixel
 """
 
 from collections.abc import Collection
-from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -68,8 +67,7 @@ class CosmosTokenizer:
 
     @torch.no_grad()
     def encode(self, video_BCFHW: torch.Tensor) -> torch.Tensor:
-        with self._tuned():
-            raw_BCFHW = self._encode(self.autoencoder, video_BCFHW.to(self.device))
+        raw_BCFHW = self._encode(self.autoencoder, video_BCFHW.to(self.device))
         mean, std = self._statistics(raw_BCFHW.shape[2])
         return (raw_BCFHW - mean) / std
 
@@ -77,8 +75,7 @@ class CosmosTokenizer:
     def decode(self, latent_BCFHW: torch.Tensor) -> torch.Tensor:
         latent_BCFHW = latent_BCFHW.to(self.device).float()
         mean, std = self._statistics(latent_BCFHW.shape[2])
-        with self._tuned():
-            return self._decode(self.autoencoder, latent_BCFHW * std + mean)
+        return self._decode(self.autoencoder, latent_BCFHW * std + mean)
 
     def _raw_latent(self, autoencoder: Any, video_BCFHW: torch.Tensor) -> torch.Tensor:
         video_BCFHW = signed(video_BCFHW).to(self.dtype)
@@ -86,11 +83,6 @@ class CosmosTokenizer:
 
     def _video(self, autoencoder: Any, raw_BCFHW: torch.Tensor) -> torch.Tensor:
         return autoencoder.decode(raw_BCFHW.to(self.dtype)).sample.float()
-
-    def _tuned(self) -> AbstractContextManager[Any]:
-        if Way.tuned not in self.ways:
-            return nullcontext()
-        return torch.backends.cudnn.flags(enabled=True, benchmark=True)
 
     @cached_property
     def _all_statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
