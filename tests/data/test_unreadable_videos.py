@@ -87,5 +87,5 @@ def test_a_file_cut_off_while_it_was_copied_fails_behind_the_cut(tmp_path: Path)
 def test_a_frame_behind_the_end_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "short.mp4"
     write_video(path, numbered_frames(9))
-    with pytest.raises(UnreadableVideo, match="^has 9 frames, but frame 9 is asked for$"):
+    with pytest.raises(UnreadableVideo, match=r"^has 9 frames, but frame 9 is asked for$"):
         decode(path, [3, 9])

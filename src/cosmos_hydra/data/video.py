@@ -59,14 +59,15 @@ def _pool(process: int) -> DecodePool:
 
 
 def fit_frames(
-    frames_FHWC: torch.Tensor, height: int, width: int, fit: Fit
+    frames_FHWC: torch.Tensor, height: int, width: int, fit: Fit, pixel_aspect: float = 1.0
 ) -> tuple[torch.Tensor, ContentBox]:
     """Return uint8 [3, F, height, width] and where in it the picture lies.
 
     crop keeps the aspect ratio and cuts the longer side evenly; pad keeps it and adds black
-    borders; stretch changes it, as NVIDIA's script did. Bilinear with antialiasing.
+    borders; stretch changes it, as NVIDIA's script did. Bilinear with antialiasing. The aspect
+    ratio is that of the picture as shown: `pixel_aspect` is the width of a pixel over its height.
     """
-    source_height, source_width = frames_FHWC.shape[1:3]
+    source_height, source_width = frames_FHWC.shape[1], frames_FHWC.shape[2] * pixel_aspect
     scales = (height / source_height, width / source_width)
     if fit is Fit.stretch:
         resized = (height, width)
