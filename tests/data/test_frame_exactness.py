@@ -18,6 +18,7 @@ COUNT = 150
 READS_SAMPLED, READS = 10, 400
 X264_GROUPS = {"g": "20", "bf": "3", "x264-params": "scenecut=0:b-adapt=0"}
 OPEN_GROUPS = {"g": "20", "bf": "3", "x264-params": "open-gop=1:scenecut=0:b-adapt=0:b-pyramid=2"}
+TINY_OPEN = {"g": "3", "bf": "2", "x264-params": "open-gop=1:scenecut=0:b-adapt=0"}
 X265_OPEN = {"x265-params": "log-level=none:keyint=20:open-gop=1:scenecut=0"}
 SVT = {"preset": "9", "crf": "10"}  # coarser ones change a number
 VP9 = {"g": "30", "deadline": "good", "cpu-used": "8", "auto-alt-ref": "1", "lag-in-frames": "16"}
@@ -100,6 +101,27 @@ def cut_behind_a_key_frame(path: Path) -> list[int]:
     return list(range(first, COUNT))
 
 
+def with_hidden_frames(path: Path) -> list[int]:
+    """VP8 may keep a picture to refer to in a packet of its own, which is never shown."""
+    plain = path.with_name(f"plain-{path.name}")
+    write_video(plain, numbered_frames(COUNT), "libvpx", VP9)
+    with av.open(str(plain)) as container, av.open(str(path), "w") as out:
+        template = container.streams.video[0]
+        stream = out.add_stream_from_template(template)
+        for packet in container.demux(template):
+            if packet.size == 0:
+                continue
+            if packet.is_keyframe:
+                hidden = av.Packet(bytes([bytes(packet)[0] & ~16]) + bytes(packet)[1:])
+                hidden.pts = hidden.dts = packet.pts - 1
+                hidden.time_base, hidden.stream = packet.time_base, stream
+                if packet.pts > 0:
+                    out.mux(hidden)
+            packet.stream = stream
+            out.mux(packet)
+    return list(range(COUNT))
+
+
 FRAGMENTS = {"movflags": "frag_keyframe+empty_moov"}
 KINDS: dict[str, Callable[[Path], list[int]]] = {
     "h264_one_group.mp4": encoded("libx264", {"g": "999", "bf": "3"}),
@@ -107,6 +129,7 @@ KINDS: dict[str, Callable[[Path], list[int]]] = {
     "h264_open.mp4": encoded("libx264", OPEN_GROUPS),
     "h264_open.mkv": encoded("libx264", OPEN_GROUPS),
     "h264_tiny_groups.mp4": encoded("libx264", {"g": "2", "bf": "1", "x264-params": "b-adapt=0"}),
+    "h264_tiny_open.mp4": encoded("libx264", TINY_OPEN, muxer={"use_editlist": "0"}),
     "h264_refreshed.mp4": encoded("libx264", {"x264-params": "intra-refresh=1:keyint=20"}),
     "h264_fragments.mp4": encoded("libx264", X264_GROUPS, muxer=FRAGMENTS),
     "h264_without_edits.mp4": encoded("libx264", X264_GROUPS, muxer={"use_editlist": "0"}),
@@ -128,6 +151,8 @@ KINDS: dict[str, Callable[[Path], list[int]]] = {
     "av1_pairs.mp4": encoded("libsvtav1", SVT | {"g": "2"}),
     "av1_variable.webm": encoded("libsvtav1", SVT | {"g": "40"}, times_ms=times_ms()),
     "vp9.webm": encoded("libvpx-vp9", VP9),
+    "vp9_live.webm": encoded("libvpx-vp9", VP9, muxer={"live": "1"}),
+    "vp8_hidden.webm": with_hidden_frames,
     "vp8.webm": encoded("libvpx", VP9),
     "mpeg4.avi": encoded("mpeg4", {"g": "20"}),
     "mpeg4_with_b.mp4": encoded("mpeg4", {"g": "20", "bf": "2"}),

@@ -24,7 +24,7 @@ from cosmos_hydra.data.decode_reader import Reader
 READERS = 4  # open files
 SPARE_FILES = 3  # a video, shared memory, and one more
 GRACE_S = 5.0  # the parent's clock comes first
-LOOK_FOR_PARENT_S = 5.0
+LOOK_FOR_PARENT_S = 2.0
 MAX_REASON = 120
 IGNORED = (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 

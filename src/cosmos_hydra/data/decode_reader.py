@@ -21,7 +21,8 @@ from cosmos_hydra.data.decode_picture import Converter
 
 CACHE_BYTES = 256 << 20  # decoded frames kept for the next, overlapping clip
 FRAMES_NEAR = 8  # a key frame this close is not worth a jump
-KEYS_BACK = 3  # pictures refreshed in stripes are whole only a key frame or two later
+# a jump may end a key frame late; pictures refreshed in stripes are whole only a key frame later
+KEYS_BACK = 3
 
 
 class Reader:
@@ -85,18 +86,16 @@ class Reader:
             if index <= self._position:
                 self._start()
             return self._forward_to(index)
-        number = bisect_right(self.keys, self.pts[index]) - 1
-        key_index = bisect_left(self.pts, self.keys[number])
+        last = bisect_right(self.keys, self.pts[index]) - 1
+        key_index = bisect_left(self.pts, self.keys[last])
         if self._position < index and key_index <= self._position + FRAMES_NEAR:
             with suppress(Unreadable):
                 return self._forward_to(index)
-        for earlier in range(max(number - KEYS_BACK + 1, 0), number)[::-1]:
+        for number in range(last, max(last - KEYS_BACK, -1), -1):
             with suppress(Unreadable):
                 self._jump(number)
                 return self._forward_to(index)
-            number = earlier
-        self._jump(number)
-        return self._forward_to(index)
+        raise Unreadable(DAMAGED)
 
     def _forward_to(self, index: int) -> Any:
         for frame in self._frames:
@@ -121,43 +120,35 @@ class Reader:
         self._frames, self._position = self._decode(self._container.demux(self._stream)), -1
 
     def _jump(self, number: int) -> None:
-        """Go to a key frame, or to one before it where the container's own table is wrong."""
-        for earlier in (number, max(number - 1, 0), max(number - 3, 0)):
-            with suppress(av.FFmpegError):
-                self._container.seek(self.keys[earlier], stream=self._stream)
-                packets = self._container.demux(self._stream)
-                landed = next((packet for packet in packets if packet.is_keyframe), None)
-                if landed and landed.pts is not None and landed.pts <= self.keys[number]:
-                    self._frames = self._decode(packets, landed)
-                    self._position = bisect_left(self.pts, landed.pts) - 1
-                    return
-        self._start()
+        """Go to a key frame; the container's own table may lead a little further on."""
+        try:
+            self._container.seek(self.keys[number], stream=self._stream)
+        except av.FFmpegError:
+            self._start()
+        else:
+            self._frames = self._decode(self._container.demux(self._stream))
 
-    def _decode(self, packets: Iterator[Any], landed: Any = None) -> Iterator[Any]:
+    def _decode(self, packets: Iterator[Any]) -> Iterator[Any]:
         """Yield the frames from here to the end.
 
         Raises: Unreadable at the first damage, behind the last sound frame.
         """
         shown_from = None
         try:
-            packet = landed or next(packets)
-            while True:
+            for packet in packets:
                 if shown_from is None and self.pts:
                     # frames before a key frame, in either order, need what was not decoded
-                    while not packet.is_keyframe:
-                        packet = next(packets)
+                    if not packet.is_keyframe:
+                        continue
                     shown_from = packet.pts
                 if packet.is_corrupt:
-                    raise Unreadable(DAMAGED)
+                    raise av.InvalidDataError(0, DAMAGED)
                 for frame in packet.decode():
                     if shown_from is None or (frame.pts is not None and frame.pts >= shown_from):
                         if frame.is_corrupt:
                             raise Unreadable(DAMAGED)
                         yield frame
-                packet = next(packets)
-        except StopIteration:
-            return
-        except (av.InvalidDataError, av.EOFError, Unreadable) as error:
+        except (av.InvalidDataError, av.EOFError) as error:
             # frames still in the decoder were sent before the damage
             with suppress(av.FFmpegError):
                 for frame in self._stream.codec_context.decode(None):
