@@ -159,7 +159,7 @@ def _send(connection: socket.socket, header: dict[str, Any]) -> None:
 def _reason(error: Exception) -> str:
     if isinstance(error, Unreadable):
         return str(error)
-    if isinstance(error, av.InvalidDataError):
+    if isinstance(error, (av.InvalidDataError, av.EOFError)):
         return NO_VIDEO
     if isinstance(error, OSError) and not isinstance(error, av.FFmpegError):
         return f"cannot be read ({error.strerror})"

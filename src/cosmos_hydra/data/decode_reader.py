@@ -170,21 +170,21 @@ def _index(container: Any, stream: Any) -> tuple[list[int], list[int], int]:
     if num_frames == 0:
         raise Unreadable("no frames")
     stamps = [pts for pts, _, _ in packets if pts is not None]
-    first_key = next((place for place, (_, is_key, _) in enumerate(packets) if is_key), None)
+    places = [place for place, (_, is_key, _) in enumerate(packets) if is_key]
     # AVI stores no times; those of frames shown in another order are FFmpeg's guess
     is_guess = container.format.name == "avi" and stream.codec_context.has_b_frames
-    if is_guess or len(stamps) < len(packets) or first_key is None:
+    if is_guess or len(stamps) < len(packets) or not places:
         return [], [], num_frames
     # frames before the first key frame, in either order, cannot be decoded
-    first = stamps[first_key]
-    decodable = zip(stamps[first_key:], packets[first_key:], strict=True)
+    first, second = places[0], places[1] if len(places) > 1 else len(packets)
     shown = sorted(
-        pts for pts, (_, _, is_discarded) in decodable if pts >= first and not is_discarded
+        pts
+        for place, (pts, (_, _, is_discarded)) in enumerate(zip(stamps, packets, strict=True))
+        if not is_discarded and (place >= second or (place >= first and pts >= stamps[first]))
     )
-    if len(set(shown)) < len(shown) or not shown:
+    if not shown or len(set(shown)) < len(shown) or shown[0] < stamps[first]:
         return [], [], num_frames
-    keys = sorted(pts for pts, (_, is_key, _) in zip(stamps, packets, strict=True) if is_key)
-    return shown, keys, len(shown)
+    return shown, sorted(stamps[place] for place in places), len(shown)
 
 
 def _is_hidden(packet: Any, codec: str) -> bool:
