@@ -188,6 +188,10 @@ FILES: dict[str, tuple[Callable, int | str]] = {
     "equal_times.mkv": (partial(write_times, times=[0, 1, 1, 1, 4, 5]), 6),
     "backward_times.mkv": (partial(write_times, times=[9, 7, 8, 3, 4, 5]), 6),
     "far_times.mkv": (partial(write_times, times=[0, 1, 2, 10**7, 10**7 + 1, 10**8]), 6),
+    "latin_title.mkv": (
+        lambda path: path.write_bytes(sound_bytes("mkv").replace(b"Lavf", b"\xe9\xe8\xe0\xff")),
+        COUNT,
+    ),
     "newline": (named("a\nb.mp4"), COUNT),
     "unicode": (named("\N{ROBOT FACE} r\u00e9sum\u00e9 \u05d0.mp4"), COUNT),
     "not_unicode": (named(os.fsdecode(b"\xff\xfe.mp4")), COUNT),

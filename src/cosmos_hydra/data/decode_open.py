@@ -27,7 +27,7 @@ def open_video(path: str) -> tuple[Any, Any]:
     Raises: Unreadable, OSError, av.FFmpegError.
     """
     options = {"protocol_whitelist": "file"}
-    container: Any = av.open(path, format=demuxer(path), options=options)
+    container: Any = av.open(path, format=demuxer(path), options=options, metadata_errors="ignore")
     try:
         return container, _video_stream(container)
     except Exception:
