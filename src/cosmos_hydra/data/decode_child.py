@@ -21,8 +21,8 @@ import numpy as np
 from cosmos_hydra.data.decode_open import NO_VIDEO, Unreadable
 from cosmos_hydra.data.decode_reader import Reader
 
-READERS = 4  # open files
-SPARE_FILES = 3  # a video, shared memory, and one more
+READERS = 16  # files whose tables are kept; one is open
+OPEN_FILES = 4  # a video, shared memory, and to spare
 GRACE_S = 5.0  # the parent's clock comes first
 LOOK_FOR_PARENT_S = 2.0
 MAX_REASON = 120
@@ -66,7 +66,7 @@ def limit(memory_bytes: int) -> None:
         resource.RLIMIT_AS: memory_bytes,
         resource.RLIMIT_FSIZE: 0,
         resource.RLIMIT_CORE: 0,
-        resource.RLIMIT_NOFILE: opened + READERS + SPARE_FILES,
+        resource.RLIMIT_NOFILE: opened + OPEN_FILES,
     }
     for kind, value in limits.items():
         resource.setrlimit(kind, (value, value))
@@ -95,12 +95,15 @@ def _next_request(connection: socket.socket, parent: int) -> dict[str, Any] | No
 def _reader(readers: OrderedDict[tuple, Reader], path: str) -> Reader:
     found = Path(path).stat()
     key = (path, found.st_ino, found.st_size, found.st_mtime_ns)
-    if key not in readers:
-        if len(readers) >= READERS:
-            readers.popitem(last=False)[1].close()
-        readers[key] = Reader(path)
-    readers.move_to_end(key)
-    return readers[key]
+    reader = readers.pop(key, None)
+    if readers:
+        readers[next(reversed(readers))].close()  # FFmpeg keeps the memory of every frame it made
+    if reader is None:
+        if len(readers) == READERS:
+            readers.popitem(last=False)
+        reader = Reader(path)
+    readers[key] = reader
+    return reader
 
 
 def _send_info(connection: socket.socket, reader: Reader) -> None:

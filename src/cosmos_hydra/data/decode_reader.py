@@ -29,18 +29,28 @@ class Reader:
     """One open video file.
 
     `pts` has the time stamps of the frames shown, ascending, and `keys` those of the key frames;
-    both are empty if the file gives none that could be used, and frames are then counted.
+    both are empty if the file gives none that could be used, and frames are then counted. `fps` is
+    the average, 0 if the file does not tell.
 
     Raises: Unreadable, OSError and av.FFmpegError, here and in every method.
     """
 
+    pts: list[int]
+    keys: list[int]
+    num_frames: int
+    fps: float
+    converter: Converter
+    _frames: Iterator[Any]
+    _position: int  # number of the frame decoded last
+
     def __init__(self, path: str) -> None:
         self.path = path
         self._cache: OrderedDict[int, Any] = OrderedDict()
-        self._position = -1  # number of the frame decoded last
         self._container, self._stream = open_video(path)
         try:
             self.pts, self.keys, self.num_frames = _index(self._container, self._stream)
+            self._time_base = self._stream.time_base
+            self.fps = float(self._stream.average_rate or self._stream.guessed_rate or 0)
             self._start()
             first = next(self._frames, None)
             if first is None:
@@ -54,26 +64,22 @@ class Reader:
             raise
 
     def close(self) -> None:
-        """Close the file."""
+        """Free all but the table of frames; the next picture opens the file again."""
         self._cache.clear()
         self._container.close()
-
-    @property
-    def fps(self) -> float:
-        """Return the average frame rate; 0 if nothing tells it."""
-        rate = self._stream.average_rate or self._stream.guessed_rate
-        if not rate and len(self.pts) > 1:
-            rate = (len(self.pts) - 1) / (self.pts[-1] - self.pts[0]) / self._stream.time_base
-        return float(rate or 0)
+        self._stream, self._frames = None, iter(())
+        self._is_open = False
 
     def start_s(self) -> np.ndarray:
         """Return the time at which every frame is shown, float64 seconds."""
         if self.pts:
-            return np.array(self.pts, np.float64) * float(self._stream.time_base)
+            return np.array(self.pts, np.float64) * float(self._time_base)
         return np.arange(self.num_frames) / (self.fps or 1.0)
 
     def pictures(self, indices: list[int]) -> Iterator[tuple[int, np.ndarray]]:
         """Yield each distinct index, ascending, with its picture uint8 [H, W, 3]."""
+        if not self._is_open:
+            self._start()
         for index in sorted(set(indices)):
             if not 0 <= index < self.num_frames:
                 raise Unreadable(f"has {self.num_frames} frames, but frame {index} is asked for")
@@ -117,7 +123,9 @@ class Reader:
         """Open the file again, at its first frame."""
         self._container.close()
         self._container, self._stream = open_video(self.path)
-        self._frames, self._position = self._decode(self._container.demux(self._stream)), -1
+        self._is_open = True
+        self._position = -1
+        self._frames = self._decode(self._container.demux(self._stream))
 
     def _jump(self, number: int) -> None:
         """Go to a key frame; the container's own table may lead a little further on."""
