@@ -210,15 +210,15 @@ class DecodePool:
                 self._change.wait()
             if self._is_closed:
                 raise UnreadableVideo("decoding was stopped")
-            # the one that has this file open, else a new one, else the one idle for longest
-            same = [worker for worker in self._free if worker.path == path]
-            if same or len(self._all) == self.workers:
-                worker = (same or self._free)[-1 if same else 0]
-                self._free.remove(worker)
-                worker.path = path
-            else:
+            if not self._free:
                 worker = _Worker(path, self.limits, self._memories)
                 self._all.add(worker)
+                return worker
+            # the one that has this file open, else the one idle for longest
+            same = (worker for worker in self._free if worker.path == path)
+            worker = next(same, self._free[0])
+            self._free.remove(worker)
+            worker.path = path
             return worker
 
     def _give_back(self, worker: "_Worker", is_sound: bool) -> None:
