@@ -235,16 +235,22 @@ def test_a_decoder_that_answers_nonsense_is_reported(
 
 
 @pytest.mark.parametrize(
-    ("values", "info", "reason"),
+    ("values", "info", "done", "reason"),
     [
-        ([0.0, 2.0, 1.0], {}, "cannot be decoded (time stamps are wrong)"),
-        ([0.0, float("nan"), 1.0], {}, "cannot be decoded (time stamps are wrong)"),
-        ([0.0, 1.0], {"fps": 0.0}, "cannot be decoded (frame rate unknown)"),
-        ([0.0, 1.0], {"fps": float("nan")}, "cannot be decoded (frame rate unknown)"),
+        ([0.0, 2.0, 1.0], {}, "true", "cannot be decoded (time stamps are wrong)"),
+        ([0.0, float("nan"), 1.0], {}, "true", "cannot be decoded (time stamps are wrong)"),
+        ([0.0, 1.0], {"fps": 0.0}, "true", "cannot be decoded (frame rate unknown)"),
+        ([0.0, 1.0], {"fps": float("nan")}, "true", "cannot be decoded (frame rate unknown)"),
+        ([0.0, 1.0], {}, "false", "decoder crashed (answers nonsense)"),
     ],
 )
 def test_times_and_rates_that_cannot_be_are_refused(
-    values: list[float], info: dict, reason: str, monkeypatch: pytest.MonkeyPatch, video: Path
+    values: list[float],
+    info: dict,
+    done: str,
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+    video: Path,
 ) -> None:
     header = json.dumps({"info": INFO | info, "shape": [len(values)]})
     liar = (
@@ -254,7 +260,7 @@ def test_times_and_rates_that_cannot_be_are_refused(
         " fd = socket.recv_fds(s, 1, 1)[1][0]\n"
         f" nan = float('nan'); mmap.mmap(fd, 4096)[:{8 * len(values)}] = "
         f"array.array('d', {values}).tobytes()\n"
-        " s.sendall(b'{\"done\": true}\\n')\n"
+        f" s.sendall(b'{{\"done\": {done}}}\\n')\n"
     )
     monkeypatch.setattr(decode_pool, "START", liar)
     with DecodePool(1) as pool, pytest.raises(UnreadableVideo) as caught:

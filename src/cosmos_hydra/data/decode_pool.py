@@ -30,6 +30,7 @@ from cosmos_hydra.data.decode_memory import MemoryPool, SharedMemory
 MAX_HEADER_BYTES = 1 << 16
 MAX_SIDE = 1 << 16  # pixels
 MAX_FRAMES = 1 << 26  # of a video: half a gigabyte of time stamps
+ATTEMPTS = 3  # a process may be killed from outside, as by the kernel when memory is short
 END_S = 2.0  # patience with a process that was told to end
 # without site: quicker, and the parent's module path holds all that it would add
 PYTHON = (sys.executable, "-E", "-S", "-X", "utf8")
@@ -105,7 +106,6 @@ class DecodePool:
         self._is_closed = False
         self._change = threading.Condition()
         self._threads = ThreadPoolExecutor(workers, "decode")
-        self._owner = os.getpid()
 
     def __enter__(self) -> "DecodePool":
         return self
@@ -120,8 +120,6 @@ class DecodePool:
 
     def close(self) -> None:
         """End all processes; a request under way fails."""
-        if os.getpid() != self._owner:  # a forked copy
-            return
         with self._change:
             self._is_closed = True
             self._change.notify_all()
@@ -182,14 +180,12 @@ class DecodePool:
     def _ask(self, path: Path, indices: list[int] | None) -> tuple[dict[str, Any], SharedMemory]:
         name = os.fsencode(path.absolute()).decode("utf-8", "surrogateescape")
         request = {"path": name, "indices": indices}
-        try:
-            return self._try(request)
-        except _Ended:
-            pass  # from outside perhaps, as by the kernel when memory is short
-        try:
-            return self._try(request)
-        except _Ended as error:
-            raise UnreadableVideo(f"decoder crashed ({error})") from None
+        for _ in range(ATTEMPTS):
+            try:
+                return self._try(request)
+            except _Ended as error:
+                how = str(error)
+        raise UnreadableVideo(f"decoder crashed ({how})")
 
     def _try(self, request: dict[str, Any]) -> tuple[dict[str, Any], SharedMemory]:
         worker = self._take(request["path"])
@@ -210,15 +206,15 @@ class DecodePool:
                 self._change.wait()
             if self._is_closed:
                 raise UnreadableVideo("decoding was stopped")
-            # the one that has this file open, else a new one, else the one idle for longest
-            same = [worker for worker in self._free if worker.path == path]
-            if same or len(self._all) == self.workers:
-                worker = (same or self._free)[-1 if same else 0]
-                self._free.remove(worker)
-                worker.path = path
-            else:
+            if not self._free:
                 worker = _Worker(path, self.limits, self._memories)
                 self._all.add(worker)
+                return worker
+            # the one that has this file open, else the one idle for longest
+            same = (worker for worker in self._free if worker.path == path)
+            worker = next(same, self._free[0])
+            self._free.remove(worker)
+            worker.path = path
             return worker
 
     def _give_back(self, worker: "_Worker", is_sound: bool) -> None:

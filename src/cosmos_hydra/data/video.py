@@ -77,7 +77,7 @@ def fit_frames(
     if fit is Fit.crop:
         resized = (max(resized[0], height), max(resized[1], width))
     small_FCHW = frames_FHWC.permute(0, 3, 1, 2)
-    if resized != (source_height, source_width):
+    if resized != tuple(frames_FHWC.shape[1:3]):
         parts = small_FCHW.split(FRAMES_AT_ONCE)
         small_FCHW = torch.cat([_resize(part_FCHW, resized) for part_FCHW in parts])
     top, left = (resized[0] - height) // 2, (resized[1] - width) // 2
