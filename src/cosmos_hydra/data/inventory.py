@@ -91,7 +91,9 @@ def take_inventory(config: Config) -> Inventory:
     """
     data = config.data
     found = sources.find(data)
-    planner = ClipPlanner(data.frames, data.fps, data.chunks_per_video, data.held_out, data.seed)
+    planner = ClipPlanner(
+        data.frames, data.fps, data.chunks_per_video, data.held_out, data.seed, data.max_overlap
+    )
     inventory = Inventory({}, {}, {}, [], dict(found.skipped), dict(found.failed))
     with progress("look", len(found.episodes), "videos") as bar:
         for episode in found.episodes:
@@ -137,7 +139,7 @@ def messages(config: Config, inventory: Inventory) -> list[str]:
     if short:
         lines.append(
             f"data.chunks_per_video={data.chunks_per_video} asks for {asked} clips, {len(clips)} "
-            f"were made: {len(short)} videos have too few start frames for more"
+            f"were made: {len(short)} videos {_limit(data)}"
         )
     if data.held_out and not held_out:
         lines.append("nothing is held out: the videos are too short to share without overlap")
@@ -146,6 +148,15 @@ def messages(config: Config, inventory: Inventory) -> list[str]:
         if slower:
             lines.append(f"data.fps={data.fps:g} repeats frames of {slower} slower videos")
     return lines
+
+
+def _limit(data: schema.DataConfig) -> str:
+    if data.max_overlap == 1:
+        return "have too few start frames for more"
+    return (
+        f"are too short for more that share at most {data.max_overlap:.0%} of their frames "
+        f"(data.max_overlap={data.max_overlap:g}; 1 allows every start frame)"
+    )
 
 
 def _clip_counts(data: schema.DataConfig, clips: int, held_out: int) -> str:
