@@ -8,11 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cosmos_hydra import config as schema
-from cosmos_hydra import files
 from cosmos_hydra.config import Config, TextEncoderKind, TokenizerKind
-from cosmos_hydra.data import sources
 from cosmos_hydra.data.clips import HELD_OUT, Clip, ClipPlanner
-from cosmos_hydra.data.sources import Episode
+from cosmos_hydra.data.sources import Episode, Found
 from cosmos_hydra.data.video import UnreadableVideo, VideoInfo, probe
 from cosmos_hydra.errors import StageError
 from cosmos_hydra.logs import progress
@@ -84,13 +82,12 @@ class Inventory:
         }
 
 
-def take_inventory(config: Config) -> Inventory:
-    """Return what the configured source offers, having looked at every video.
+def take_inventory(config: Config, found: Found, hashes: dict[str, str]) -> Inventory:
+    """Return what a source offers, having looked at every video; `hashes` has their sha256.
 
     Raises: StageError when no video is left.
     """
     data = config.data
-    found = sources.find(data)
     planner = ClipPlanner(
         data.frames, data.fps, data.chunks_per_video, data.held_out, data.seed, data.max_overlap
     )
@@ -105,7 +102,7 @@ def take_inventory(config: Config) -> Inventory:
                 if planner.is_long_enough(info):
                     inventory.episodes[episode.name] = episode
                     inventory.infos[episode.name] = info
-                    inventory.hashes[episode.name] = files.sha256_of(episode.video)
+                    inventory.hashes[episode.name] = hashes[episode.name]
                 else:
                     inventory.skipped[episode.name] = _too_short(data)
             bar.advance()
