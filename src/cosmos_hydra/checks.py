@@ -118,8 +118,12 @@ def _ranges(config: Config) -> Iterator[str]:
             yield f"{key}={share} is no share; at least 0 and below 1"
     if len(config.optim.betas) != 2 or not all(0 <= beta < 1 for beta in config.optim.betas):
         yield f"optim.betas={config.optim.betas} is wrong; two numbers in [0, 1), like [0.9,0.999]"
-    if not 0 <= config.optim.min_lr_ratio <= 1:
-        yield f"optim.min_lr_ratio={config.optim.min_lr_ratio} is no share; 0 to 1"
+    for key, share in {
+        "optim.min_lr_ratio": config.optim.min_lr_ratio,
+        "data.max_overlap": config.data.max_overlap,
+    }.items():
+        if not 0 <= share <= 1:
+            yield f"{key}={share} is no share; 0 to 1"
     if config.optim.warmup_steps >= config.trainer.max_steps > 0:
         yield (
             f"optim.warmup_steps={config.optim.warmup_steps} is not below "

@@ -293,6 +293,8 @@ class DataConfig:
     fit: Fit = Fit.crop
     # clips taken from each video, at most one per start frame
     chunks_per_video: int = 5
+    # share of its frames that a clip may have in common with another; 1 = all but one
+    max_overlap: float = 0.5
     # share of the videos kept out of training; under 5 videos the end of each; 0 = none
     held_out: float = 0.1
     # seed of clip choice, of the held-out split and of the rendered videos

@@ -1,6 +1,5 @@
 """Which frames become clips, and which clips are held out; seeded and independent per video."""
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ FEW_VIDEOS = 5  # below this no whole video is held out
 HELD_OUT_TAIL = 0.15  # share of each of few videos that is held out
 # Matroska rounds time stamps to 1 ms, decord's single precision to 0.5 ms after two hours
 TIME_TOLERANCE_S = 2e-3
+GAP_TOLERANCE = 0.1  # frames; time stamps are rounded
 
 
 def latent_shape(data: DataConfig, channels: int) -> tuple[int, int, int, int]:
@@ -33,6 +33,8 @@ class Clip:
     start_frame: int
     frame_indices: tuple[int, ...]
     fps: float
+    # width over height of a pixel as it is to be shown
+    pixel_aspect: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -48,10 +50,16 @@ class ClipPlanner:
     """Plan the clips of a data set from what its videos hold."""
 
     def __init__(
-        self, frames: int, fps: float | None, chunks_per_video: int, held_out: float, seed: int
+        self,
+        frames: int,
+        fps: float | None,
+        chunks_per_video: int,
+        held_out: float,
+        seed: int,
+        max_overlap: float = 1.0,
     ) -> None:
         self.frames, self.fps, self.chunks = frames, fps, chunks_per_video
-        self.held_out, self.seed = held_out, seed
+        self.held_out, self.seed, self.max_overlap = held_out, seed, max_overlap
 
     def is_long_enough(self, info: VideoInfo) -> bool:
         """Return whether at least one clip fits."""
@@ -91,12 +99,10 @@ class ClipPlanner:
         if is_part and region.split == HELD_OUT:
             count = max(1, round(self.chunks * HELD_OUT_TAIL))
         starts = self._starts(info, region.first, region.stop)
-        if len(starts) > count:
-            generator = numpy_generator(self.seed, "clips", name, region.split)
-            # one start in each of `count` equal parts spreads the clips over the video
-            edges = np.linspace(0, len(starts), count + 1).astype(int)
-            chosen = [generator.integers(low, high) for low, high in itertools.pairwise(edges)]
-            starts = starts[chosen]
+        generator = numpy_generator(self.seed, "clips", name, region.split)
+        places = starts if self.fps is None else info.start_s[starts] * self.fps
+        gap = self.frames * (1 - self.max_overlap) - GAP_TOLERANCE
+        starts = starts[_spread(places, count, gap, generator)]
         return [
             Clip(
                 name,
@@ -104,6 +110,7 @@ class ClipPlanner:
                 int(start),
                 tuple(self._frame_indices(info, int(start))),
                 self.fps or info.fps,
+                info.pixel_aspect,
             )
             for start in starts
         ]
@@ -123,3 +130,29 @@ class ClipPlanner:
             return range(start, start + self.frames)
         times_s = info.start_s[start] + np.arange(self.frames) / self.fps + TIME_TOLERANCE_S
         return [int(i) for i in np.searchsorted(info.start_s, times_s, side="right") - 1]
+
+
+def _spread(
+    places: np.ndarray, count: int, gap: float, generator: np.random.Generator
+) -> list[int]:
+    """Return indices of at most `count` ascending places that lie `gap` apart, or as many as can.
+
+    One is drawn from each of `count` equal parts, as far as the gap allows.
+    """
+    # the latest choice that leaves room for those after it
+    latest: list[int] = []
+    index = len(places) - 1
+    while index >= 0 and len(latest) < count:
+        latest.insert(0, index)
+        before = int(np.searchsorted(places, places[index] - gap, side="right")) - 1
+        index = min(index - 1, before)
+    edges = np.linspace(0, len(places), len(latest) + 1).astype(int)
+    chosen: list[int] = []
+    first = 0
+    for part, last in enumerate(latest):
+        low = min(max(first, int(edges[part])), last)
+        high = max(low, min(int(edges[part + 1]) - 1, last))
+        chosen.append(int(generator.integers(low, high + 1)))
+        after = int(np.searchsorted(places, places[chosen[-1]] + gap))
+        first = max(chosen[-1] + 1, after)
+    return chosen

@@ -62,7 +62,7 @@ def _in_turn(
             yield clip, frames_FHWC
             continue
         with spent.on("resize"):
-            video_CFHW, box = fit_frames(frames_FHWC, data.height, data.width, data.fit)
+            video_CFHW, box = _fit(frames_FHWC, clip, data)
         with spent.on("encode"):
             latent_CFHW = tokenizer.encode(to_signed(video_CFHW)[None])[0]
         with spent.on("write"):
@@ -89,7 +89,7 @@ def _on_cuda(
                 continue
             clock = Clock()
             with slot.used():
-                video_CFHW, box = fit_frames(slot.frames, data.height, data.width, data.fit)
+                video_CFHW, box = _fit(slot.frames, clip, data)
             clock.mark("resize")
             latent_CFHW = tokenizer.encode(video_CFHW[None])[0].to(torch.bfloat16)
             clock.mark("encode")
@@ -104,6 +104,12 @@ def _on_cuda(
         with spent.on("finish"):
             while pending:
                 pending.popleft().result()
+
+
+def _fit(
+    frames_FHWC: torch.Tensor, clip: Clip, data: DataConfig
+) -> tuple[torch.Tensor, ContentBox]:
+    return fit_frames(frames_FHWC, data.height, data.width, data.fit, clip.pixel_aspect)
 
 
 def _write(

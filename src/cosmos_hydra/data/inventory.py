@@ -8,11 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cosmos_hydra import config as schema
-from cosmos_hydra import files
 from cosmos_hydra.config import Config, TextEncoderKind, TokenizerKind
-from cosmos_hydra.data import sources
 from cosmos_hydra.data.clips import HELD_OUT, Clip, ClipPlanner
-from cosmos_hydra.data.sources import Episode
+from cosmos_hydra.data.sources import Episode, Found
 from cosmos_hydra.data.video import UnreadableVideo, VideoInfo, probe
 from cosmos_hydra.errors import StageError
 from cosmos_hydra.logs import progress
@@ -84,14 +82,15 @@ class Inventory:
         }
 
 
-def take_inventory(config: Config) -> Inventory:
-    """Return what the configured source offers, having looked at every video.
+def take_inventory(config: Config, found: Found, hashes: dict[str, str]) -> Inventory:
+    """Return what a source offers, having looked at every video; `hashes` has their sha256.
 
     Raises: StageError when no video is left.
     """
     data = config.data
-    found = sources.find(data)
-    planner = ClipPlanner(data.frames, data.fps, data.chunks_per_video, data.held_out, data.seed)
+    planner = ClipPlanner(
+        data.frames, data.fps, data.chunks_per_video, data.held_out, data.seed, data.max_overlap
+    )
     inventory = Inventory({}, {}, {}, [], dict(found.skipped), dict(found.failed))
     with progress("look", len(found.episodes), "videos") as bar:
         for episode in found.episodes:
@@ -103,7 +102,7 @@ def take_inventory(config: Config) -> Inventory:
                 if planner.is_long_enough(info):
                     inventory.episodes[episode.name] = episode
                     inventory.infos[episode.name] = info
-                    inventory.hashes[episode.name] = files.sha256_of(episode.video)
+                    inventory.hashes[episode.name] = hashes[episode.name]
                 else:
                     inventory.skipped[episode.name] = _too_short(data)
             bar.advance()
@@ -137,7 +136,7 @@ def messages(config: Config, inventory: Inventory) -> list[str]:
     if short:
         lines.append(
             f"data.chunks_per_video={data.chunks_per_video} asks for {asked} clips, {len(clips)} "
-            f"were made: {len(short)} videos have too few start frames for more"
+            f"were made: {len(short)} videos {_limit(data)}"
         )
     if data.held_out and not held_out:
         lines.append("nothing is held out: the videos are too short to share without overlap")
@@ -146,6 +145,15 @@ def messages(config: Config, inventory: Inventory) -> list[str]:
         if slower:
             lines.append(f"data.fps={data.fps:g} repeats frames of {slower} slower videos")
     return lines
+
+
+def _limit(data: schema.DataConfig) -> str:
+    if data.max_overlap == 1:
+        return "have too few start frames for more"
+    return (
+        f"are too short for more that share at most {data.max_overlap:.0%} of their frames "
+        f"(data.max_overlap={data.max_overlap:g}; 1 allows every start frame)"
+    )
 
 
 def _clip_counts(data: schema.DataConfig, clips: int, held_out: int) -> str:

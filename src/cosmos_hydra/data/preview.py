@@ -63,7 +63,7 @@ def write_previews(
     with files.new_folder(folder) as place, progress("preview", len(chosen), "clips") as bar:
         for sample_id in chosen:
             clip, sample = clips[sample_id], store.load(sample_id)
-            source_FHWC, decoded_FHWC, box = _both(sample, read(clip), tokenizer, data)
+            source_FHWC, decoded_FHWC, box = _both(sample, clip, read(clip), tokenizer, data)
             psnr_db = _psnr_db(source_FHWC, decoded_FHWC, box)
             previews.append(
                 Preview(
@@ -92,10 +92,11 @@ def write_previews(
 
 
 def _both(
-    sample: Sample, frames_FHWC: torch.Tensor, tokenizer: Tokenizer, data: DataConfig
+    sample: Sample, clip: Clip, frames_FHWC: torch.Tensor, tokenizer: Tokenizer, data: DataConfig
 ) -> tuple[np.ndarray, np.ndarray, ContentBox]:
     """Return a clip as it was given to the tokenizer, and as that gives it back."""
-    source_CFHW, box = fit_frames(frames_FHWC, data.height, data.width, data.fit)
+    size = (data.height, data.width, data.fit, clip.pixel_aspect)
+    source_CFHW, box = fit_frames(frames_FHWC, *size)
     source_FHWC = np.ascontiguousarray(source_CFHW.permute(1, 2, 3, 0).numpy())
     return source_FHWC, to_pixels(tokenizer.decode(sample.latent_CFHW[None])[0]), box
 
