@@ -38,7 +38,7 @@ from cosmos_hydra.data.prepare import DECODED_TOGETHER_BYTES
 from cosmos_hydra.data.spent import Spent
 from cosmos_hydra.data.store import Layout
 from cosmos_hydra.data.video import decode, probe
-from cosmos_hydra.data.writer import SampleWriter
+from cosmos_hydra.data.writer import SampleWriter, Texts
 
 OLD_CHUNKS = 500  # of each video, in the guide
 
@@ -86,7 +86,9 @@ def measure_ours(
     bench.clear()
     tokenizer = bench.tokenizer(variant)
     data = bench.data
-    writer = SampleWriter(Layout(out, SampleFormat.safetensors))
+    layout = Layout(out, SampleFormat.safetensors)
+    writer, embeddings = SampleWriter(layout), Texts(layout, {"kind": "random"})
+    embeddings.write("one caption for all", text)
     clips = [
         Clip(str(video), "train", start, tuple(range(start, start + data.frames)), 24.0)
         for video, starts in plan.items()
@@ -102,7 +104,7 @@ def measure_ours(
     spent, busy = Spent(), Busy()
 
     def read(video: str, indices: list[int]) -> torch.Tensor:
-        with spent.on(f"decode, in {workers} threads"):
+        with spent.on(f"decode, in {workers} processes"):
             return decode(Path(video), indices)
 
     def most_frames(video: str) -> int:
@@ -113,7 +115,7 @@ def measure_ours(
 
     def write(clip: Clip, box: Any, latent: torch.Tensor) -> None:
         info = {"start_frame": clip.start_frame, "video_path": clip.video}
-        writer.write(names[clip], info, latent, text)
+        writer.write(names[clip], info, latent, embeddings.path("one caption for all"))
 
     with busy.watch(bench), ThreadPoolExecutor(workers) as decoders:
         decoded = decode_together(clips, read, most_frames, decoders, workers)

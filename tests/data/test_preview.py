@@ -33,7 +33,7 @@ def psnr_db(config: Config, store: SampleStore, entry: dict) -> float:
     frames = decode(path, [entry["start_frame"] + offset for offset in range(data.frames)])
     source, box = fit_frames(frames, data.height, data.width, data.fit)
     latent = store.load(entry["sample"]).latent_CFHW
-    decoded = to_pixels(ToyTokenizer.load(store.layout.tokenizer).decode(latent[None])[0])
+    decoded = to_pixels(ToyTokenizer.load(store.fitted_tokenizer).decode(latent[None])[0])
     apart = source.permute(1, 2, 3, 0).double() - torch.from_numpy(decoded).double()
     apart = apart[:, box.top : box.top + box.height, box.left : box.left + box.width]
     return float(10 * torch.log10(255**2 / apart.square().mean()))
