@@ -24,6 +24,10 @@ is_patient = False
 logger = logging.getLogger(__name__)
 
 
+class InUse(StageError):
+    """Another process holds what is asked for."""
+
+
 @contextmanager
 def waiting_for_others() -> Iterator[None]:
     """Have `claim` wait for another owner to end."""
@@ -39,7 +43,7 @@ def waiting_for_others() -> Iterator[None]:
 def claim(lock: Path, name: str) -> Iterator[None]:
     """Hold what the file `lock` stands for; `name` says in a message what that is.
 
-    Raises: StageError naming the process that holds it.
+    Raises: InUse naming the process that holds it.
     """
     is_told = False
     made = [folder for folder in (lock.parent, *lock.parent.parents) if not folder.exists()]
@@ -50,7 +54,7 @@ def claim(lock: Path, name: str) -> Iterator[None]:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 if not is_patient:
-                    raise StageError(f"{name} is in use by {_owner(lock)}{ADVICE}") from None
+                    raise InUse(f"{name} is in use by {_owner(lock)}{ADVICE}") from None
                 if not is_told:
                     logger.info(f"waiting: {name} is in use by {_owner(lock)}")
                 is_told = True

@@ -7,7 +7,8 @@ from cosmos_hydra import files
 from cosmos_hydra.config import Config
 from cosmos_hydra.data.keys import text_key
 from cosmos_hydra.data.ledger import Ledger
-from cosmos_hydra.data.plan import Work, remove_unwanted
+from cosmos_hydra.data.plan import Work, remove_unwanted, unwanted_samples
+from cosmos_hydra.data.readers import has_readers
 from cosmos_hydra.data.store import FORMAT_VERSION, Layout
 from cosmos_hydra.errors import StageError
 
@@ -54,8 +55,15 @@ def complete(config: Config, layout: Layout, work: Work, ledger: Ledger) -> None
     files.write_json(layout.manifest, manifest)
     wanted = {entry["id"] for entry in manifest["samples"]}
     texts = {f"{text_key(caption, work.text_encoder)}.safetensors" for caption in work.captions}
-    # those of this run that a broken video takes with it were spoken of
-    removed = remove_unwanted(layout, wanted, texts) & work.there
-    if removed:
-        logger.info(f"removed {len(removed)} samples that are no longer wanted")
+    # those made now that a broken video takes with it were spoken of
+    unwanted = len(unwanted_samples(layout, wanted).keys() & work.there)
+    if unwanted and has_readers(layout):
+        logger.warning(
+            f"{unwanted} samples in {layout.folder} are no longer wanted but a run reads them; "
+            f"they are kept until the same command is given after its end"
+        )
+        return
+    remove_unwanted(layout, wanted, texts)
+    if unwanted:
+        logger.info(f"removed {unwanted} samples that are no longer wanted")
     layout.beside("plan.json").unlink(missing_ok=True)

@@ -170,14 +170,17 @@ def lacks_text(layout: Layout, captions: Collection[str], encoder: dict[str, Any
     return {c for c in captions if f"{text_key(c, encoder)}.safetensors" not in there}
 
 
-def remove_unwanted(layout: Layout, wanted: Collection[str], texts: Collection[str]) -> set[str]:
-    """Remove all samples and embeddings but these; return the names of the samples."""
-    removed = {name: ends for name, ends in samples_in(layout).items() if name not in wanted}
-    for name, ends in removed.items():
+def unwanted_samples(layout: Layout, wanted: Collection[str]) -> dict[str, set[str]]:
+    """Return the samples of a folder but these."""
+    return {name: ends for name, ends in samples_in(layout).items() if name not in wanted}
+
+
+def remove_unwanted(layout: Layout, wanted: Collection[str], texts: Collection[str]) -> None:
+    """Remove all samples and embeddings but these."""
+    for name, ends in unwanted_samples(layout, wanted).items():
         # info.json first: without it the rest does not count
         for end in sorted(ends, key=lambda end: end != "info.json"):
             (layout.folder / f"{name}.{end}").unlink(missing_ok=True)
     for path in layout.texts.iterdir() if layout.texts.is_dir() else ():
         if OUR_TEXT.fullmatch(path.name) and path.name not in texts:
             path.unlink(missing_ok=True)
-    return set(removed)

@@ -9,7 +9,7 @@ files and of itself, which are checked where they are there; other caches have n
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,11 @@ class Layout:
         """Return the file that a process holds while it writes here."""
         return self.beside("lock" if self.format is SampleFormat.nemo else ".lock")
 
+    @property
+    def readers(self) -> Path:
+        """Return the file that runs hold while they read here."""
+        return self.beside("readers" if self.format is SampleFormat.nemo else ".readers")
+
     def info(self, sample_id: str) -> Path:
         return self.folder / f"{sample_id}.info.json"
 
@@ -146,10 +151,24 @@ class SampleStore:
         try:
             yield
         except (OSError, *MISSHAPEN) as error:
+            if self._is_replaced():
+                raise StageError(
+                    f"data.path={self.layout.folder} was preprocessed otherwise while its samples "
+                    f"were being read, and sample {sample_id} is gone; begin a new run"
+                ) from error
             raise StageError(
                 f"data.path={self.layout.folder} sample {sample_id} cannot be read "
                 f"({_reason(error)}); remove the folder and preprocess again"
             ) from error
+
+    def _is_replaced(self) -> bool:
+        """Return whether the folder has another manifest by now."""
+        with suppress(StageError):
+            layout = self.layout
+            return (
+                layout.manifest.is_file() and _open_ours(layout).content_hash != self.content_hash
+            )
+        return False
 
     def _info(self, sample_id: str) -> dict[str, Any]:
         return _read(contained(self.layout.folder, f"{sample_id}.info.json"), _read_info)
