@@ -10,7 +10,7 @@ from cosmos_hydra import runs
 from cosmos_hydra.tracking import metrics
 
 # with times in them; only that they are there counts
-TIMED = ("run.log", "report.html", "hashes.json")
+TIMED = ("run.log", "report.html")
 STEP = re.compile(r"(.*)/checkpoints/step_(\d{6})/.*")
 
 
@@ -25,7 +25,9 @@ def traces(folder: Path) -> dict[str, bytes]:
         step = STEP.fullmatch(name)
         if not path.is_file() or (step and int(step[2]) != runs.steps(folder / step[1])[-1]):
             continue
-        if path.name.endswith(TIMED):
+        if path.name.endswith("hashes.json"):
+            continue  # there once the videos are two seconds old
+        if path.name in TIMED:
             found[name] = b""
         elif path.name == "metrics.jsonl":
             found[name] = json.dumps(rows_of(path.parent)).encode()

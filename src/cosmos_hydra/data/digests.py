@@ -31,8 +31,10 @@ class Digests:
         try:
             status = video.stat()
             facts = [status.st_size, status.st_mtime_ns]
-            *before, digest = self.known.get(name) or [None]
-            if before != facts:
+            known = self.known.get(name)
+            if isinstance(known, list) and known[:-1] == facts:
+                digest = str(known[-1])
+            else:
                 digest = files.sha256_of(video)
         except OSError:
             return ""
