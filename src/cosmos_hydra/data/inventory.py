@@ -4,15 +4,22 @@ Invariant, printed and stored: found = kept + skipped(reason) + failed(reason), 
 """
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
+
+import numpy as np
+import torch
 
 from cosmos_hydra import config as schema
 from cosmos_hydra import files
 from cosmos_hydra.config import Config, TextEncoderKind, TokenizerKind
 from cosmos_hydra.data import sources
-from cosmos_hydra.data.clips import HELD_OUT, Clip, ClipPlanner
+from cosmos_hydra.data.clips import HELD_OUT, TRAIN, Clip, ClipPlanner, Region, Span
+from cosmos_hydra.data.motion import motion_of, rows_within, statistics
 from cosmos_hydra.data.sources import Episode
+from cosmos_hydra.data.spans import span_of
 from cosmos_hydra.data.video import UnreadableVideo, VideoInfo, probe
 from cosmos_hydra.errors import StageError
 from cosmos_hydra.logs import progress
@@ -25,11 +32,15 @@ from cosmos_hydra.models.identity import (
 
 # where videos and samples lie does not change what the samples are
 PLACES = ("name", "source", "path", "captions")
+SAME_AS = "same bytes as"
 
 
 @dataclass
 class Inventory:
-    """Videos by fate, and the clips of those kept."""
+    """Videos by fate, and the clips of those kept.
+
+    `infos` and `hashes` are of whole files, `spans` what of them belongs to the video.
+    """
 
     episodes: dict[str, Episode]
     infos: dict[str, VideoInfo]
@@ -37,6 +48,8 @@ class Inventory:
     clips: list[Clip]
     skipped: dict[str, str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+    spans: dict[str, Span] = field(default_factory=dict)
+    regions: dict[str, list[Region]] = field(default_factory=dict)
 
     def drop(self, name: str, reason: str) -> None:
         """Count a video as failed and forget its clips."""
@@ -44,13 +57,40 @@ class Inventory:
         del self.episodes[name]
         self.clips = [clip for clip in self.clips if clip.video != name]
 
+    def motion(self, clip: Clip) -> dict[str, torch.Tensor]:
+        """Return action and state of a clip's frames, float32 [F, D], as far as known."""
+        name = clip.video
+        return motion_of(
+            self.episodes[name], self.infos[name], self.spans[name], clip.frame_indices
+        )
+
+    def motion_statistics(self) -> dict[str, Any]:
+        """Return names and statistics of action and state over what is trained on, JSON-ready."""
+        columns = {
+            key: motion.names
+            for episode in self.episodes.values()
+            for key, motion in episode.motion.items()
+        }
+        return statistics(columns, self._training_rows())
+
+    def _training_rows(self) -> Iterator[dict[str, np.ndarray]]:
+        seen = set()
+        for name, episode in self.episodes.items():
+            if episode.episode in seen:
+                continue  # another camera, the same rows
+            seen.add(episode.episode)
+            for region in self.regions[name]:
+                if region.split == TRAIN:
+                    whole = (episode, self.infos[name], self.spans[name])
+                    yield rows_within(*whole, region.first, region.stop)
+
     def counts(self) -> dict[str, Any]:
         """Return the numbers of videos by fate, with reasons."""
         kept, skipped, failed = len(self.episodes), len(self.skipped), len(self.failed)
         return {
             "found": kept + skipped + failed,
             "kept": kept,
-            "skipped": dict(Counter(self.skipped.values())),
+            "skipped": dict(Counter(map(_kind, self.skipped.values()))),
             "failed": dict(Counter(self.failed.values())),
         }
 
@@ -69,10 +109,14 @@ class Inventory:
             "counts": self.counts(),
             "skipped": self.skipped,
             "failed": self.failed,
+            "motion": self.motion_statistics(),
             "videos": {
                 name: {
                     "sha256": self.hashes[name],
-                    "num_frames": self.infos[name].num_frames,
+                    "episode": episode.episode,
+                    "task": episode.task,
+                    "first_frame": self.spans[name].first,
+                    "num_frames": self.spans[name].stop - self.spans[name].first,
                     "fps": self.infos[name].fps,
                     "height": self.infos[name].height,
                     "width": self.infos[name].width,
@@ -91,29 +135,50 @@ def take_inventory(config: Config) -> Inventory:
     """
     data = config.data
     found = sources.find(data)
-    planner = ClipPlanner(data.frames, data.fps, data.chunks_per_video, data.held_out, data.seed)
+    planner = planner_of(data)
     inventory = Inventory({}, {}, {}, [], dict(found.skipped), dict(found.failed))
+    # the parts of one file follow each other
+    probe_once, hash_once = lru_cache(maxsize=8)(probe), lru_cache(maxsize=8)(files.sha256_of)
+    same: dict[tuple[str, int, int], str] = {}
     with progress("look", len(found.episodes), "videos") as bar:
         for episode in found.episodes:
+            name = episode.name
             try:
-                info = probe(episode.video)
+                info = probe_once(episode.video)
+                span = span_of(episode, info)
             except UnreadableVideo as error:
-                inventory.failed[episode.name] = str(error)
+                inventory.failed[name] = str(error)
+                bar.advance()
+                continue
+            if planner.is_long_enough(info, span):
+                digest = hash_once(episode.video)
+                first = same.setdefault((digest, span.first, span.stop), name)
+                if first == name:
+                    inventory.episodes[name] = episode
+                    inventory.infos[name], inventory.hashes[name] = info, digest
+                    inventory.spans[name] = span
+                else:  # one might be trained on and the other held out
+                    inventory.skipped[name] = f"{SAME_AS} {first}"
             else:
-                if planner.is_long_enough(info):
-                    inventory.episodes[episode.name] = episode
-                    inventory.infos[episode.name] = info
-                    inventory.hashes[episode.name] = files.sha256_of(episode.video)
-                else:
-                    inventory.skipped[episode.name] = _too_short(data)
+                inventory.skipped[name] = _too_short(data)
             bar.advance()
     if not inventory.episodes:
         raise StageError(
             f"data.source={data.source} gives no sample: {inventory.summary()}; "
             f"see the reasons, or lower data.frames"
         )
-    inventory.clips = planner.plan(inventory.infos)
+    inventory.regions = planner.regions(inventory.infos, inventory.spans)
+    inventory.clips = planner.plan(inventory.infos, inventory.spans)
     return inventory
+
+
+def planner_of(data: schema.DataConfig) -> ClipPlanner:
+    """Return what plans the configured clips."""
+    return ClipPlanner(data.frames, data.fps, data.chunks_per_video, data.held_out, data.seed)
+
+
+def _kind(reason: str) -> str:
+    return f"{SAME_AS} another video" if reason.startswith(SAME_AS) else reason
 
 
 def _too_short(data: schema.DataConfig) -> str:

@@ -1,18 +1,47 @@
-"""What every source returns: videos with captions, and why others were left out."""
+"""What every source returns: videos with captions and motion, and why others were left out."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Motion:
+    """What a robot did or was told, one row a frame; `names` says what the columns are.
+
+    values float32 [T, D], without NaN; time_s [T] ascending from the episode's begin, or None where
+    row i belongs to frame i.
+    """
+
+    names: tuple[str, ...]
+    values: np.ndarray
+    time_s: np.ndarray | None = None
+
 
 @dataclass(frozen=True)
 class Episode:
-    """One video. `name` is its path below the source folder, with forward slashes."""
+    """One camera's video of one episode.
+
+    `name` is unique, plain text with forward slashes. `episode` is what is held out together, by
+    default the video alone. `segment_s` is the part of the file that counts, as two presentation
+    times, the second one excluded; None = all. `motion` has "action" and "state", as far as known.
+    """
 
     name: str
     video: Path
     caption: str
-    # sidecar, table or data.prompt
+    # sidecar, table, task or data.prompt
     caption_from: str
+    episode: str = ""
+    segment_s: tuple[float, float] | None = None
+    # what the robot was told to do; the caption may say more
+    task: str | None = None
+    motion: dict[str, Motion] = field(default_factory=dict, compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.episode:
+            object.__setattr__(self, "episode", self.name)
 
 
 @dataclass
