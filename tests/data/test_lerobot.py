@@ -150,3 +150,27 @@ def test_clips_at_another_rate_take_the_rows_of_the_moments_they_show(
     frames = np.array(clip.frame_indices) - inventory.spans[clip.video].first
     assert set(np.diff(frames)) == {2}
     np.testing.assert_array_equal(inventory.motion(clip)["action"][:, 1].numpy(), frames)
+
+
+@pytest.mark.parametrize("reads", [40, pytest.param(2500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("codec", ["libx264", "libsvtav1"])
+@pytest.mark.parametrize("version", ["2.1", "3.0"])
+def test_random_moments_of_random_episodes_show_their_frame(
+    tmp_path: Path, version: str, codec: str, reads: int
+) -> None:
+    root = write_lerobot(tmp_path / "set", version, codec)
+    inventory = take_inventory(config_of(root))
+    generator = np.random.default_rng(0)
+    names = sorted(inventory.spans)
+    wrong = 0
+    for _ in range(reads // 10):
+        name = names[generator.integers(len(names))]
+        camera, index = name.split("/")[0], int(name[-6:])
+        times_s = generator.choice(LENGTHS[index], 10) / FPS
+        span, info = inventory.spans[name], inventory.infos[name]
+        begin_s = info.start_s[span.first]
+        frames = [int(np.abs(info.start_s - begin_s - time_s).argmin()) for time_s in times_s]
+        shown = decode(inventory.episodes[name].video, frames)
+        for picture, time_s in zip(shown, times_s, strict=True):
+            wrong += who(picture) != (camera, index, round(time_s * FPS))
+    assert wrong == 0

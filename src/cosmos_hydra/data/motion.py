@@ -7,15 +7,21 @@ Legend: F frames, T rows of an episode, D dimensions.
 """
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 
+from cosmos_hydra import files
 from cosmos_hydra.data.clips import Span
 from cosmos_hydra.data.sources.episodes import Episode
 from cosmos_hydra.data.spans import NO_ROW, row_numbers
+from cosmos_hydra.data.store import SampleStore
 from cosmos_hydra.data.video import VideoInfo
+from cosmos_hydra.errors import StageError
+from cosmos_hydra.reading import contained, read_tensors
 
 QUANTILES = {"q01": 0.01, "q99": 0.99}
 
@@ -31,6 +37,31 @@ def motion_of(
         values[rows == NO_ROW] = np.nan
         tensors[name] = torch.from_numpy(np.ascontiguousarray(values, np.float32))
     return tensors
+
+
+def motion_file(sample_id: str) -> str:
+    return f"{sample_id}.motion.safetensors"
+
+
+def write_motion(folder: Path, sample_id: str, motion: dict[str, torch.Tensor]) -> str:
+    """Write what a sample's robot did and return the file's name."""
+    name = motion_file(sample_id)
+    files.write_with(folder / name, lambda path: save_file(motion, path))
+    return name
+
+
+def read_motion(store: SampleStore, sample_id: str) -> dict[str, torch.Tensor]:
+    """Return action and state of a sample, [F, D] each; nothing where its source had none.
+
+    Raises: StageError.
+    """
+    path = contained(store.layout.folder, motion_file(sample_id))
+    if not path.is_file():
+        return {}
+    try:
+        return read_tensors(path)
+    except (OSError, ValueError) as error:
+        raise StageError(f"{path} is damaged ({error}); preprocess again") from error
 
 
 def rows_within(

@@ -314,7 +314,8 @@ def _encode_clips(
 
     def write(clip: Clip, box: ContentBox, latent_CFHW: torch.Tensor) -> None:
         text = texts[inventory.episodes[clip.video].caption]
-        writer.write(ids[clip], _info(config, inventory, clip, vars(box)), latent_CFHW, text)
+        info, motion = _info(config, inventory, clip, vars(box)), inventory.motion(clip)
+        writer.write(ids[clip], info, latent_CFHW, text, motion)
 
     wanted = (clip for clip in clips if clip.video not in failed)
     with (

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from cosmos_hydra import files
 from cosmos_hydra.config import SampleFormat
+from cosmos_hydra.data.motion import write_motion
 from cosmos_hydra.data.store import Layout
 from cosmos_hydra.models.text import TextEmbedding
 from cosmos_hydra.reading import contained, sealed
@@ -27,9 +28,14 @@ class SampleWriter:
         self._text_lock = Lock()  # two would write the same temporary file
 
     def write(
-        self, sample_id: str, info: dict[str, Any], latent_CFHW: torch.Tensor, text: TextEmbedding
+        self,
+        sample_id: str,
+        info: dict[str, Any],
+        latent_CFHW: torch.Tensor,
+        text: TextEmbedding,
+        motion: dict[str, torch.Tensor] | None = None,
     ) -> None:
-        """Write one sample; latent as bfloat16."""
+        """Write one sample; latent as bfloat16. Motion is left out of data.format=nemo."""
         folder = self.layout.folder
         latent_CFHW = latent_CFHW.to("cpu", torch.bfloat16).contiguous()
         if self.layout.format is SampleFormat.nemo:
@@ -47,6 +53,8 @@ class SampleWriter:
             names = [f"{sample_id}.video_latent.safetensors", info["text"]]
             latent = {"video_latent": latent_CFHW}
             files.write_with(folder / names[0], lambda path: save_file(latent, path))
+            if motion:
+                names.append(write_motion(folder, sample_id, motion))
         hashes = {name: files.sha256_of(folder / name) for name in names}
         files.write_bytes(self.layout.info(sample_id), sealed({**info, "files": hashes}))
 

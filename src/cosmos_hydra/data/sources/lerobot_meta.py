@@ -173,7 +173,8 @@ def _described(entry: Any, row: dict[str, Any]) -> Described:
         raise ValueError("meta/episodes: a line is no table")
     index, length = entry["episode_index"], entry["length"]
     if not isinstance(index, int) or not isinstance(length, int) or index < 0:
-        raise ValueError(f"meta/episodes: episode {shown(index)} has length {shown(length)}")
+        numbers = shown(f"{index!r}, {length!r}")
+        raise ValueError(f"meta/episodes: episode_index or length is no number ({numbers})")
     tasks = [task.strip() for task in _texts(entry.get("tasks")) if task.strip()]
     return Described(index, length, tasks[0] if tasks else None, row)
 
