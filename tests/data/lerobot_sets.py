@@ -184,5 +184,5 @@ def describe(root: Path, described: list[dict[str, Any]]) -> None:
 
 def _write(path: Path, frames: np.ndarray, codec: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    options = FEW_KEY_FRAMES if codec == "libx264" else {"preset": "12"}
+    options = FEW_KEY_FRAMES if codec == "libx264" else {"preset": "8", "crf": "10", "g": "20"}
     write_video(path, frames, codec, options, fps=FPS)
