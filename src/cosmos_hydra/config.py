@@ -29,6 +29,7 @@ class Stage(Choice):
     generate = "generate"
     pipeline = "pipeline"
     report = "report"
+    inspect = "inspect"
     doctor = "doctor"
     export = "export"
 
@@ -497,8 +498,8 @@ class PipelineConfig:
 
 @dataclass
 class Config:
-    # what to do: download, preprocess, post_train, generate, pipeline (these three), report, export
-    # or doctor
+    # what to do: download, preprocess, post_train, generate, pipeline (these three), report,
+    # export, inspect or doctor
     stage: Stage = MISSING
     # name of the run; its folder is ${paths.runs}/${name}
     name: str = MISSING

@@ -57,6 +57,11 @@ class Inventory:
         del self.episodes[name]
         self.clips = [clip for clip in self.clips if clip.video != name]
 
+    def skip(self, name: str, reason: str) -> None:
+        """Count a video as skipped."""
+        self.skipped[name] = reason
+        del self.episodes[name], self.infos[name], self.spans[name]
+
     def motion(self, clip: Clip) -> dict[str, torch.Tensor]:
         """Return action and state of a clip's frames, float32 [F, D], as far as known."""
         name = clip.video
@@ -134,34 +139,21 @@ def take_inventory(config: Config) -> Inventory:
     Raises: StageError when no video is left.
     """
     data = config.data
-    found = sources.find(data)
-    planner = planner_of(data)
-    inventory = Inventory({}, {}, {}, [], dict(found.skipped), dict(found.failed))
+    inventory, planner = look(data), planner_of(data)
     # the parts of one file follow each other
-    probe_once, hash_once = lru_cache(maxsize=8)(probe), lru_cache(maxsize=8)(files.sha256_of)
+    hash_once = lru_cache(maxsize=8)(files.sha256_of)
     same: dict[tuple[str, int, int], str] = {}
-    with progress("look", len(found.episodes), "videos") as bar:
-        for episode in found.episodes:
-            name = episode.name
-            try:
-                info = probe_once(episode.video)
-                span = span_of(episode, info)
-            except UnreadableVideo as error:
-                inventory.failed[name] = str(error)
-                bar.advance()
-                continue
-            if planner.is_long_enough(info, span):
-                digest = hash_once(episode.video)
-                first = same.setdefault((digest, span.first, span.stop), name)
-                if first == name:
-                    inventory.episodes[name] = episode
-                    inventory.infos[name], inventory.hashes[name] = info, digest
-                    inventory.spans[name] = span
-                else:  # one might be trained on and the other held out
-                    inventory.skipped[name] = f"{SAME_AS} {first}"
-            else:
-                inventory.skipped[name] = _too_short(data)
-            bar.advance()
+    for name, episode in list(inventory.episodes.items()):
+        span = inventory.spans[name]
+        if not planner.is_long_enough(inventory.infos[name], span):
+            inventory.skip(name, _too_short(data))
+            continue
+        digest = hash_once(episode.video)
+        first = same.setdefault((digest, span.first, span.stop), name)
+        if first == name:
+            inventory.hashes[name] = digest
+        else:  # one might be trained on and the other held out
+            inventory.skip(name, f"{SAME_AS} {first}")
     if not inventory.episodes:
         raise StageError(
             f"data.source={data.source} gives no sample: {inventory.summary()}; "
@@ -169,6 +161,28 @@ def take_inventory(config: Config) -> Inventory:
         )
     inventory.regions = planner.regions(inventory.infos, inventory.spans)
     inventory.clips = planner.plan(inventory.infos, inventory.spans)
+    return inventory
+
+
+def look(data: schema.DataConfig) -> Inventory:
+    """Return every video of the source that can be read, however short, without hashes or clips.
+
+    Raises: StageError when there is none at all.
+    """
+    found = sources.find(data)
+    inventory = Inventory({}, {}, {}, [], dict(found.skipped), dict(found.failed))
+    probe_once = lru_cache(maxsize=8)(probe)
+    with progress("look", len(found.episodes), "videos") as bar:
+        for episode in found.episodes:
+            name = episode.name
+            try:
+                info = probe_once(episode.video)
+                inventory.spans[name] = span_of(episode, info)
+            except UnreadableVideo as error:
+                inventory.failed[name] = str(error)
+            else:
+                inventory.episodes[name], inventory.infos[name] = episode, info
+            bar.advance()
     return inventory
 
 
