@@ -79,6 +79,15 @@ def test_the_format_of_nemo_has_no_file_of_actions(tmp_path: Path) -> None:
     assert store.manifest["motion"]["state"]["rows"] > 0
 
 
+def test_other_actions_are_other_samples(tmp_path: Path) -> None:
+    write_episode(tmp_path / "raw", "train/0")
+    config = small_config(tmp_path, "data.chunks_per_video=1", data="bridge")
+    prepare(config, CPU)
+    write_episode(tmp_path / "raw", "train/0", action=[[0.0] * 7] * 16)
+    with pytest.raises(StageError, match=r"made otherwise \(video videos/train/0/rgb.mp4\)"):
+        prepare(config, CPU)
+
+
 def test_damaged_actions_beside_a_sample_are_named(tmp_path: Path) -> None:
     write_episode(tmp_path / "raw", "train/0")
     store = prepare(small_config(tmp_path, "data.chunks_per_video=1", data="bridge"), CPU)

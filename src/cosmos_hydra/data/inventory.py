@@ -30,6 +30,8 @@ from cosmos_hydra.models.identity import (
     weights_folder,
 )
 
+# what `identity` has of a video
+IDENTITY = ("sha256", "caption", "episode", "first_frame", "num_frames", "motion_sha256")
 # where videos and samples lie does not change what the samples are
 PLACES = ("name", "source", "path", "captions")
 SAME_AS = "same bytes as"
@@ -68,6 +70,18 @@ class Inventory:
         return motion_of(
             self.episodes[name], self.infos[name], self.spans[name], clip.frame_indices
         )
+
+    def identity(self, name: str) -> dict[str, Any]:
+        """Return what, beside the settings, decides what a video's samples hold, JSON-ready."""
+        episode, span = self.episodes[name], self.spans[name]
+        return {
+            "sha256": self.hashes[name],
+            "caption": episode.caption,
+            "episode": episode.episode,
+            "first_frame": span.first,
+            "num_frames": span.stop - span.first,
+            "motion_sha256": {kind: motion.sha256 for kind, motion in episode.motion.items()},
+        }
 
     def motion_statistics(self) -> dict[str, Any]:
         """Return names and statistics of action and state over what is trained on, JSON-ready."""
@@ -117,15 +131,11 @@ class Inventory:
             "motion": self.motion_statistics(),
             "videos": {
                 name: {
-                    "sha256": self.hashes[name],
-                    "episode": episode.episode,
+                    **self.identity(name),
                     "task": episode.task,
-                    "first_frame": self.spans[name].first,
-                    "num_frames": self.spans[name].stop - self.spans[name].first,
                     "fps": self.infos[name].fps,
                     "height": self.infos[name].height,
                     "width": self.infos[name].width,
-                    "caption": episode.caption,
                     "caption_from": episode.caption_from,
                 }
                 for name, episode in self.episodes.items()

@@ -25,6 +25,7 @@ MAX_VIDEOS = 4000  # pairs grow with the square
 # tried on Bridge and rendered videos: copies 0.02 to 0.09 of the movement and 0.025 at most, other
 # episodes of the same scene and motion 0.19 and 0.07 at least
 SAME_MOVEMENT, SAME = 0.12, 0.03
+EQUAL = 5e-3  # what rounding makes of no distance at all
 SHOWN = 20
 VIDEOS_AT_ONCE = 64
 
@@ -104,7 +105,7 @@ def lines_of(inventory: Inventory, data: DataConfig) -> Iterator[str]:
         yield "look-alikes: none"
         return
     # stage=preprocess leaves the later one out
-    same = [pair for pair in pairs if pair.distance == 0 and _have_same_bytes(inventory, pair)]
+    same = [pair for pair in pairs if pair.distance < EQUAL and _have_same_bytes(inventory, pair)]
     splits = _splits(inventory, data, {pair.other for pair in same})
     alike = [pair for pair in pairs if pair.one in splits and pair.other in splits]
     leaks = [pair for pair in alike if splits[pair.one] != splits[pair.other]]

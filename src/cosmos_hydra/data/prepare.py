@@ -25,6 +25,7 @@ from cosmos_hydra.config import Config, TokenizerKind
 from cosmos_hydra.data.clips import TRAIN, Clip
 from cosmos_hydra.data.encode import Decoded, encode_clips, read_ahead
 from cosmos_hydra.data.inventory import (
+    IDENTITY,
     Inventory,
     messages,
     settings,
@@ -108,10 +109,7 @@ def _plan(
     inventory = take_inventory(config)
     for line in messages(config, inventory):
         logger.info(line)
-    videos = {
-        name: {"sha256": inventory.hashes[name], "caption": episode.caption}
-        for name, episode in inventory.episodes.items()
-    }
+    videos = {name: inventory.identity(name) for name in inventory.episodes}
     plan = {"settings": wanted, "videos": videos}
     is_done = _is_done(layout, plan)
     begin()
@@ -218,12 +216,12 @@ def _is_done(layout: Layout, plan: dict[str, Any]) -> bool:
 
 
 def _changed_videos(old: dict[str, Any], plan: dict[str, Any]) -> list[str]:
-    """Return a text for every video that is new, gone or has other content or another caption."""
-    before = {name: (video["sha256"], video["caption"]) for name, video in old["videos"].items()}
+    """Return a text for every video that is new, gone, or another in what its samples hold."""
+    before = {name: [video.get(k) for k in IDENTITY] for name, video in old["videos"].items()}
     # a video that failed while it was encoded is not in the manifest
     failed = old.get("failed", {})
     now = {
-        name: (video["sha256"], video["caption"])
+        name: [video.get(k) for k in IDENTITY]
         for name, video in plan["videos"].items()
         if name not in failed
     }

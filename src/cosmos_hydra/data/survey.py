@@ -69,7 +69,7 @@ def _bars(values: list[int]) -> Iterator[str]:
     width = len(str(high))
     for first, stop, count in zip(edges, edges[1:], counts, strict=False):
         bar = "#" * -(-BAR * count // max(counts))
-        yield f"  {first:{width}} to {stop - 1:{width}} frames  {bar} {count}"
+        yield f"  {first:{width}} to {stop - 1:{width}} frames  {f'{bar} {count}'.lstrip()}"
 
 
 def _captions(inventory: Inventory) -> Iterator[str]:

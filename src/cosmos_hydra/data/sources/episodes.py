@@ -1,5 +1,6 @@
 """What every source returns: videos with captions and motion, and why others were left out."""
 
+import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +18,14 @@ class Motion:
     names: tuple[str, ...]
     values: np.ndarray
     time_s: np.ndarray | None = None
+
+    @property
+    def sha256(self) -> str:
+        """Return a hash of all of it."""
+        digest = hashlib.sha256(repr((self.names, self.values.shape)).encode())
+        digest.update(self.values.tobytes())
+        digest.update(b"" if self.time_s is None else self.time_s.tobytes())
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True)
