@@ -175,7 +175,7 @@ def _model(config: Config) -> Iterator[str]:
             f"original code or NeMo"
         )
     encodes = Stage.preprocess in stages
-    if encodes and not config.data.source:
+    if (encodes or Stage.inspect in stages) and not config.data.source:
         yield "data.source=null; set it to the folder of your videos"
     if encodes and config.data.format is SampleFormat.nemo and model.text_tokens != NEMO_TOKENS:
         yield (

@@ -55,6 +55,7 @@ STAGES = {
     schema.Stage.generate: "cosmos_hydra.stages.generate:run",
     schema.Stage.report: "cosmos_hydra.stages.report:run",
     schema.Stage.export: "cosmos_hydra.stages.export:run",
+    schema.Stage.inspect: "cosmos_hydra.stages.inspect:run",
     schema.Stage.doctor: "cosmos_hydra.stages.doctor:run",
 }
 # these make no run of their own
@@ -62,6 +63,7 @@ LOOKING = (
     schema.Stage.download,
     schema.Stage.report,
     schema.Stage.export,
+    schema.Stage.inspect,
     schema.Stage.doctor,
 )
 # in these every rank of a job takes its part

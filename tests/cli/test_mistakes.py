@@ -7,7 +7,7 @@ import pytest
 from conftest import Command
 
 PREPROCESS = "stage=preprocess"
-STAGES = "download, preprocess, post_train, generate, pipeline, report, doctor, export"
+STAGES = "download, preprocess, post_train, generate, pipeline, report, inspect, doctor, export"
 # what is typed, and the line after `cosmos-hydra: `
 MISTAKES = {
     ("model=8b",): (
@@ -15,7 +15,8 @@ MISTAKES = {
         "did you mean 7b?"
     ),
     ("data=foldr",): (
-        "data=foldr does not exist; options: folder, robot, synthetic; did you mean folder?"
+        "data=foldr does not exist; options: bridge, folder, lerobot, robot, synthetic; "
+        "did you mean folder?"
     ),
     ("engine=nemo",): "engine=nemo does not exist; options: torch",
     ("experiment=quickstrt",): (

@@ -1,6 +1,11 @@
-"""Which frames become clips, and which clips are held out; seeded and independent per video."""
+"""Which frames become clips, and which are held out; seeded and independent per video.
 
-from collections.abc import Sequence
+What is held out is an episode, with every camera that filmed it: two views of one scene are nearly
+the same to a model.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,8 +16,8 @@ from cosmos_hydra.data.video import VideoInfo
 from cosmos_hydra.seeds import numpy_generator, seed_of
 
 TRAIN, HELD_OUT = "train", "held_out"
-FEW_VIDEOS = 5  # below this no whole video is held out
-HELD_OUT_TAIL = 0.15  # share of each of few videos that is held out
+FEW_EPISODES = 5  # below this no whole episode is held out
+HELD_OUT_TAIL = 0.15  # share of each of few episodes that is held out
 # Matroska rounds time stamps to 1 ms, decord's single precision to 0.5 ms after two hours
 TIME_TOLERANCE_S = 2e-3
 GAP_TOLERANCE = 0.1  # frames; time stamps are rounded
@@ -35,6 +40,15 @@ class Clip:
     fps: float
     # width over height of a pixel as it is to be shown
     pixel_aspect: float = 1.0
+
+
+@dataclass(frozen=True)
+class Span:
+    """Frames [first, stop) of a file: what one camera saw of an episode."""
+
+    episode: str
+    first: int
+    stop: int
 
 
 @dataclass(frozen=True)
@@ -61,38 +75,68 @@ class ClipPlanner:
         self.frames, self.fps, self.chunks = frames, fps, chunks_per_video
         self.held_out, self.seed, self.max_overlap = held_out, seed, max_overlap
 
-    def is_long_enough(self, info: VideoInfo) -> bool:
+    def is_long_enough(self, info: VideoInfo, span: Span | None = None) -> bool:
         """Return whether at least one clip fits."""
-        return len(self._starts(info, 0, info.num_frames)) > 0
+        first, stop = (span.first, span.stop) if span else (0, info.num_frames)
+        return len(self._starts(info, first, stop)) > 0
 
-    def plan(self, infos: dict[str, VideoInfo]) -> list[Clip]:
-        """Return the clips of all videos, ordered by video name and start frame."""
-        regions = self._regions(infos)
+    def plan(
+        self, infos: Mapping[str, VideoInfo], spans: Mapping[str, Span] | None = None
+    ) -> list[Clip]:
+        """Return the clips of all videos, ordered by video name and start frame.
+
+        Frames are numbered as in the file. A video without a span is an episode by itself.
+        """
+        regions = self.regions(infos, spans or {})
         clips = []
         for name in sorted(infos):
             for region in regions[name]:
                 clips.extend(self._choose(name, infos[name], region, len(regions[name]) > 1))
         return clips
 
-    def _regions(self, infos: dict[str, VideoInfo]) -> dict[str, list[Region]]:
-        whole = {name: [Region(TRAIN, 0, info.num_frames)] for name, info in infos.items()}
+    def regions(
+        self, infos: Mapping[str, VideoInfo], spans: Mapping[str, Span]
+    ) -> dict[str, list[Region]]:
+        """Return which frames of each video are trained on and which are held out."""
+        spans = {name: spans.get(name, Span(name, 0, infos[name].num_frames)) for name in infos}
+        whole = {name: [Region(TRAIN, span.first, span.stop)] for name, span in spans.items()}
         if self.held_out == 0:
             return whole
-        if len(infos) < FEW_VIDEOS:
-            return {name: self._with_tail(info) for name, info in infos.items()}
-        num_held_out = min(max(1, round(len(infos) * self.held_out)), len(infos) - 1)
-        # by hash, so that a new video moves few others
-        ranked = sorted(infos, key=lambda name: seed_of(self.seed, "held_out", name))
-        for name in ranked[:num_held_out]:
-            whole[name] = [Region(HELD_OUT, 0, infos[name].num_frames)]
+        cameras = defaultdict(list)
+        for name in sorted(spans):
+            cameras[spans[name].episode].append(name)
+        if len(cameras) < FEW_EPISODES:
+            for names in cameras.values():
+                whole |= self._with_tail({name: (infos[name], spans[name]) for name in names})
+            return whole
+        num_held_out = min(max(1, round(len(cameras) * self.held_out)), len(cameras) - 1)
+        # by hash, so that a new episode moves few others
+        ranked = sorted(cameras, key=lambda episode: seed_of(self.seed, "held_out", episode))
+        for episode in ranked[:num_held_out]:
+            for name in cameras[episode]:
+                whole[name] = [Region(HELD_OUT, spans[name].first, spans[name].stop)]
         return whole
 
-    def _with_tail(self, info: VideoInfo) -> list[Region]:
-        last_start = int(self._starts(info, 0, info.num_frames)[-1])
-        cut = min(info.num_frames - round(HELD_OUT_TAIL * info.num_frames), last_start)
-        if len(self._starts(info, 0, cut)) == 0:
-            return [Region(TRAIN, 0, info.num_frames)]
-        return [Region(TRAIN, 0, cut), Region(HELD_OUT, cut, info.num_frames)]
+    def _with_tail(self, cameras: dict[str, tuple[VideoInfo, Span]]) -> dict[str, list[Region]]:
+        """Return the regions of one episode's videos, cut at the same time in every camera."""
+        cut_s = min(self._cut_s(info, span) for info, span in cameras.values())
+        regions = {}
+        for name, (info, span) in cameras.items():
+            since_s = info.start_s[span.first : span.stop] - info.start_s[span.first]
+            cut = span.first + int(np.searchsorted(since_s, cut_s - TIME_TOLERANCE_S))
+            if len(self._starts(info, span.first, cut)) == 0:
+                return {
+                    name: [Region(TRAIN, span.first, span.stop)]
+                    for name, (_, span) in cameras.items()
+                }
+            regions[name] = [Region(TRAIN, span.first, cut), Region(HELD_OUT, cut, span.stop)]
+        return regions
+
+    def _cut_s(self, info: VideoInfo, span: Span) -> float:
+        """Return when a video's tail begins, seconds after the episode's first frame."""
+        last_start = int(self._starts(info, span.first, span.stop)[-1])
+        cut = min(span.stop - round(HELD_OUT_TAIL * (span.stop - span.first)), last_start)
+        return float(info.start_s[cut] - info.start_s[span.first])
 
     def _choose(self, name: str, info: VideoInfo, region: Region, is_part: bool) -> list[Clip]:
         count = self.chunks

@@ -26,9 +26,9 @@ def clip_key(clip: Clip, video_sha256: str, data: DataConfig, tokenizer: dict[st
     return _key("latent", LATENT_VERSION, video_sha256, clip.frame_indices, *shape, tokenizer)
 
 
-def sample_key(clip: str, video: str, fps: float, text: str) -> str:
-    """Return a sample's name from the keys of its clip and its caption."""
-    return f"{clip}-{_key('facts', FACTS_VERSION, video, fps, text)}"
+def sample_key(clip: str, video: str, fps: float, text: str, about: str) -> str:
+    """Return a sample's name from the keys of its clip and its caption, and what else is known."""
+    return f"{clip}-{_key('facts', FACTS_VERSION, video, fps, text, about)}"
 
 
 def text_key(caption: str, encoder: dict[str, Any]) -> str:

@@ -19,6 +19,7 @@ from cosmos_hydra.data.store import Layout
 MAX_GROUP = 8  # clips that one process makes at a time
 FEWEST_GROUPS = 32  # so many, where there are as many clips, balance the load
 CAPTIONS_AT_ONCE = 64
+FACTS = ("sha256", "caption", "about")  # of a video, what its samples depend on
 OUR_ID = re.compile(r"[0-9a-f]{16}-[0-9a-f]{16}")
 OUR_TEXT = re.compile(r"[0-9a-f]{16}\.safetensors")
 
@@ -51,6 +52,7 @@ class Work:
                 clip.video,
                 clip.fps,
                 text_key(self.caption(clip), self.text_encoder),
+                self.inventory.episodes[clip.video].about,
             )
             for clip in self.inventory.clips
         }
@@ -117,7 +119,11 @@ def _parts(items: list[Any], size: int) -> list[list[Any]]:
 def facts_of(found: Found, hashes: dict[str, str]) -> dict[str, dict[str, str]]:
     """Return of every video that is found what its samples depend on."""
     return {
-        episode.name: {"sha256": hashes[episode.name], "caption": episode.caption}
+        episode.name: {
+            "sha256": hashes[episode.name],
+            "caption": episode.caption,
+            "about": episode.about,
+        }
         for episode in found.episodes
     }
 
@@ -133,7 +139,7 @@ def changes(manifest: dict[str, Any], settings: dict[str, Any], facts: dict[str,
         old = {**old, "data": {**old["data"], "max_overlap": settings["data"]["max_overlap"]}}
         left_out = {name: facts.get(name) for name in (*manifest["skipped"], *manifest["failed"])}
     seen = {
-        name: {key: video[key] for key in ("sha256", "caption")}
+        name: {"about": "", **{key: video[key] for key in FACTS if key in video}}
         for name, video in manifest["videos"].items()
     }
     gone = seen.keys() - facts.keys()

@@ -72,7 +72,10 @@ class Planner:
     @cached_property
     def hashes(self) -> dict[str, str]:
         """Return the sha256 of every video, by name; read again only where it has changed."""
-        return {one.name: self.digests.sha256_of(one.video) for one in self.found.episodes}
+        # of a file that holds many episodes, once
+        videos = {one.video for one in self.found.episodes}
+        digests = {video: self.digests.sha256_of(video) for video in sorted(videos)}
+        return {one.name: digests[one.video] for one in self.found.episodes}
 
     @cached_property
     def digests(self) -> Digests:

@@ -144,14 +144,16 @@ def _encode_clips(
             sample_id, text = work.ids[clip], texts.path(work.caption(clip))
             other_id = work.latents.get(clip_part(sample_id))
             info = _info(config, work.inventory, clip)
-            if other_id and writer.adopt(other_id, sample_id, info, text):
+            motion = work.inventory.motion(clip)
+            if other_id and writer.adopt(other_id, sample_id, info, text, motion):
                 count()
             else:
                 yield clip
 
     def write(clip: Clip, box: ContentBox, latent_CFHW: torch.Tensor) -> None:
         info = _info(config, work.inventory, clip, vars(box))
-        writer.write(work.ids[clip], info, latent_CFHW, texts.path(work.caption(clip)))
+        text, motion = texts.path(work.caption(clip)), work.inventory.motion(clip)
+        writer.write(work.ids[clip], info, latent_CFHW, text, motion)
 
     def encode(clips: Iterator[Clip]) -> None:
         clips = without_latent(clips)

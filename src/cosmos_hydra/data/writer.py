@@ -13,9 +13,13 @@ from safetensors.torch import save_file
 from cosmos_hydra import files
 from cosmos_hydra.config import SampleFormat
 from cosmos_hydra.data.keys import text_key
+from cosmos_hydra.data.motion import write_motion
 from cosmos_hydra.data.store import Layout
 from cosmos_hydra.models.text import TextEmbedding
 from cosmos_hydra.reading import contained, read_sealed, read_tensors, sealed
+
+# action and state, float32 [F, D] each
+Motion = dict[str, torch.Tensor]
 
 
 class Texts:
@@ -45,18 +49,30 @@ class SampleWriter:
         self.is_nemo = layout.format is SampleFormat.nemo
 
     def write(
-        self, sample_id: str, info: dict[str, Any], latent_CFHW: torch.Tensor, text: Path
+        self,
+        sample_id: str,
+        info: dict[str, Any],
+        latent_CFHW: torch.Tensor,
+        text: Path,
+        motion: Motion | None = None,
     ) -> None:
-        """Write one sample; latent as bfloat16."""
+        """Write one sample; latent as bfloat16. Motion is left out of data.format=nemo."""
         latent_CFHW = latent_CFHW.to("cpu", torch.bfloat16).contiguous()
         path = self._latent(sample_id)
         if self.is_nemo:
             files.write_with(path, _saver(latent_CFHW))
         else:
             files.write_with(path, lambda temporary: save_file(_named(latent_CFHW), temporary))
-        self._complete(sample_id, info, text)
+        self._complete(sample_id, info, text, motion)
 
-    def adopt(self, other_id: str, sample_id: str, info: dict[str, Any], text: Path) -> bool:
+    def adopt(
+        self,
+        other_id: str,
+        sample_id: str,
+        info: dict[str, Any],
+        text: Path,
+        motion: Motion | None = None,
+    ) -> bool:
         """Write a sample with the latent of another; return whether that one was intact.
 
         `info` needs no `content`, which is the other's too.
@@ -70,14 +86,16 @@ class SampleWriter:
         except (OSError, ValueError, LookupError, TypeError):
             return False
         files.write_with(self._latent(sample_id), lambda temporary: _link(other, temporary))
-        self._complete(sample_id, info, text)
+        self._complete(sample_id, info, text, motion)
         return True
 
     def _latent(self, sample_id: str) -> Path:
         suffix = "pth" if self.is_nemo else "safetensors"
         return self.layout.folder / f"{sample_id}.video_latent.{suffix}"
 
-    def _complete(self, sample_id: str, info: dict[str, Any], text: Path) -> None:
+    def _complete(
+        self, sample_id: str, info: dict[str, Any], text: Path, motion: Motion | None
+    ) -> None:
         """Write what a sample has beside its latent, info.json last."""
         folder = self.layout.folder
         names = [self._latent(sample_id).name]
@@ -94,6 +112,8 @@ class SampleWriter:
         else:
             names.append(text.relative_to(folder).as_posix())
             info = {**info, "text": names[-1]}
+            if motion:
+                names.append(write_motion(folder, sample_id, motion))
         hashes = {name: files.sha256_of(folder / name) for name in names}
         files.write_bytes(self.layout.info(sample_id), sealed({**info, "files": hashes}))
 
