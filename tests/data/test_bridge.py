@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from raw_videos import small_config, write_moving_video
+from raw_videos import inventory_of, small_config, write_moving_video
 
-from cosmos_hydra.data.inventory import take_inventory
 from cosmos_hydra.data.motion import read_motion
 from cosmos_hydra.data.prepare import prepare
 from cosmos_hydra.data.sources import Found, find
@@ -82,18 +81,21 @@ def test_the_format_of_nemo_has_no_file_of_actions(tmp_path: Path) -> None:
 def test_other_actions_are_other_samples(tmp_path: Path) -> None:
     write_episode(tmp_path / "raw", "train/0")
     config = small_config(tmp_path, "data.chunks_per_video=1", data="bridge")
-    prepare(config, CPU)
+    (before,) = prepare(config, CPU).splits["train"]
     write_episode(tmp_path / "raw", "train/0", action=[[0.0] * 7] * 16)
-    with pytest.raises(StageError, match=r"made otherwise \(video videos/train/0/rgb.mp4\)"):
-        prepare(config, CPU)
+    store = prepare(config, CPU)
+    (after,) = store.splits["train"]
+    assert before != after
+    assert not read_motion(store, after)["action"][:16].any()
 
 
 def test_damaged_actions_beside_a_sample_are_named(tmp_path: Path) -> None:
     write_episode(tmp_path / "raw", "train/0")
     store = prepare(small_config(tmp_path, "data.chunks_per_video=1", data="bridge"), CPU)
-    (store.layout.folder / "0.motion.safetensors").write_bytes(b"no tensors")
-    with pytest.raises(StageError, match=r"0\.motion\.safetensors is damaged \(.*preprocess again"):
-        read_motion(store, "0")
+    sample_id = store.splits["train"][0]
+    (store.layout.folder / f"{sample_id}.motion.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(StageError, match=r"\.motion\.safetensors is damaged \(.*preprocess again"):
+        read_motion(store, sample_id)
 
 
 DAMAGES: dict[str, tuple[dict[str, Any], str]] = {
@@ -137,7 +139,7 @@ def test_rows_that_do_not_fit_the_frames_are_a_reason(tmp_path: Path) -> None:
     write_episode(tmp_path, "train/0")
     write_episode(tmp_path, "train/1", state=[[0.0] * 7] * 12, continuous_gripper_state=[0.0] * 12)
     config = small_config(tmp_path, f"data.source={tmp_path}", data="bridge")
-    assert take_inventory(config).failed == {
+    assert inventory_of(config).failed == {
         "videos/train/1/rgb.mp4": "state has 12 rows for 17 frames"
     }
 

@@ -5,10 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from raw_videos import small_config, write_moving_video
+from raw_videos import inventory_of, small_config, write_moving_video
 
 from cosmos_hydra.data.clips import HELD_OUT, TRAIN, Clip, ClipPlanner, Span
-from cosmos_hydra.data.inventory import take_inventory
 from cosmos_hydra.data.video import VideoInfo
 
 
@@ -141,6 +140,6 @@ def test_files_of_the_same_bytes_are_one_video(tmp_path: Path) -> None:
     for number in range(5):
         write_moving_video(tmp_path / "raw" / f"{number}.mp4", seed=number)
     shutil.copy(tmp_path / "raw/1.mp4", tmp_path / "raw/copy.mp4")
-    inventory = take_inventory(small_config(tmp_path))
+    inventory = inventory_of(small_config(tmp_path))
     assert inventory.skipped == {"copy.mp4": "same bytes as 1.mp4"}
     assert inventory.counts()["skipped"] == {"same bytes as another video": 1}

@@ -15,10 +15,9 @@ from lerobot_sets import (
     who,
     write_lerobot,
 )
-from raw_videos import small_config
+from raw_videos import inventory_of, small_config
 
 from cosmos_hydra.config import Config
-from cosmos_hydra.data.inventory import take_inventory
 from cosmos_hydra.data.sources import find
 from cosmos_hydra.data.video import decode
 from cosmos_hydra.errors import ConfigError
@@ -41,7 +40,7 @@ def config_of(root: Path, *overrides: str) -> Config:
 def test_every_frame_action_and_state_of_an_episode_is_its_own(
     sets: dict[str, Path], version: str
 ) -> None:
-    inventory = take_inventory(config_of(sets[version], "data.chunks_per_video=100"))
+    inventory = inventory_of(config_of(sets[version], "data.chunks_per_video=100", "data.max_overlap=1"))
     assert inventory.counts()["kept"] == len(LENGTHS) * len(CAMERAS)
     assert len(inventory.clips) == 2 * sum(length - 8 for length in LENGTHS)
     seen = set()
@@ -66,7 +65,7 @@ def test_every_frame_action_and_state_of_an_episode_is_its_own(
 def test_the_first_and_last_frame_of_an_episode_belong_to_it(
     sets: dict[str, Path], version: str
 ) -> None:
-    inventory = take_inventory(config_of(sets[version]))
+    inventory = inventory_of(config_of(sets[version]))
     for name, span in inventory.spans.items():
         index = int(name[-6:])
         assert span.stop - span.first == LENGTHS[index]
@@ -76,7 +75,7 @@ def test_the_first_and_last_frame_of_an_episode_belong_to_it(
 
 def test_all_cameras_of_an_episode_are_held_out_together(sets: dict[str, Path]) -> None:
     for seed in range(5):
-        inventory = take_inventory(config_of(sets["3.0"], f"data.seed={seed}"))
+        inventory = inventory_of(config_of(sets["3.0"], f"data.seed={seed}"))
         splits = {
             split: {
                 inventory.spans[clip.video].episode
@@ -92,7 +91,7 @@ def test_all_cameras_of_an_episode_are_held_out_together(sets: dict[str, Path]) 
 def test_statistics_are_of_training_episodes_alone_and_carry_the_names(
     sets: dict[str, Path],
 ) -> None:
-    inventory = take_inventory(config_of(sets["3.0"]))
+    inventory = inventory_of(config_of(sets["3.0"]))
     held_out = {c.video for c in inventory.clips if c.split == "held_out"}
     left_out = {int(name[-6:]) for name in held_out}
     rows = np.array(
@@ -145,7 +144,7 @@ def test_a_caption_is_the_task_a_prompt_around_it_or_from_the_table(
 def test_clips_at_another_rate_take_the_rows_of_the_moments_they_show(
     sets: dict[str, Path],
 ) -> None:
-    inventory = take_inventory(config_of(sets["3.0"], f"data.fps={FPS / 2}"))
+    inventory = inventory_of(config_of(sets["3.0"], f"data.fps={FPS / 2}"))
     clip = inventory.clips[-1]
     frames = np.array(clip.frame_indices) - inventory.spans[clip.video].first
     assert set(np.diff(frames)) == {2}
@@ -159,7 +158,7 @@ def test_random_moments_of_random_episodes_show_their_frame(
     tmp_path: Path, version: str, codec: str, reads: int
 ) -> None:
     root = write_lerobot(tmp_path / "set", version, codec)
-    inventory = take_inventory(config_of(root))
+    inventory = inventory_of(config_of(root))
     generator = np.random.default_rng(0)
     names = sorted(inventory.spans)
     wrong = 0

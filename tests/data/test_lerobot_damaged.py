@@ -19,10 +19,10 @@ from lerobot_sets import (
     write_lerobot,
     write_table,
 )
-from raw_videos import small_config, write_video
+from raw_videos import inventory_of, small_config, write_video
 
 from cosmos_hydra.config import DataConfig
-from cosmos_hydra.data.inventory import Inventory, take_inventory
+from cosmos_hydra.data.inventory import Inventory
 from cosmos_hydra.data.sources import find
 from cosmos_hydra.data.sources.lerobot_meta import fill
 from cosmos_hydra.errors import StageError
@@ -38,7 +38,7 @@ def data_of(root: Path, *overrides: str) -> DataConfig:
 
 def look(root: Path, *overrides: str) -> Inventory:
     typed = (f"data.source={root}", "data.prompt=null", *overrides)
-    return take_inventory(small_config(root, *typed, data="lerobot"))
+    return inventory_of(small_config(root, *typed, data="lerobot"))
 
 
 def edit(path: Path, change: Callable[[Any], Any]) -> None:
@@ -141,7 +141,7 @@ def test_an_empty_task_is_no_caption(root: Path) -> None:
     inventory = look(root, "data.cameras=[top]")
     assert inventory.skipped == {BAD: "no caption: its task is empty, no data.prompt"}
     assert (
-        take_inventory(small_config(root, f"data.source={root}", data="lerobot"))
+        inventory_of(small_config(root, f"data.source={root}", data="lerobot"))
         .episodes[BAD]
         .caption
         == "a robot moves"
