@@ -15,7 +15,8 @@ MISTAKES = {
         "did you mean 7b?"
     ),
     ("data=foldr",): (
-        "data=foldr does not exist; options: bridge, folder, lerobot, robot, synthetic; did you mean folder?"
+        "data=foldr does not exist; options: bridge, folder, lerobot, robot, synthetic; "
+        "did you mean folder?"
     ),
     ("engine=nemo",): "engine=nemo does not exist; options: torch",
     ("experiment=quickstrt",): (

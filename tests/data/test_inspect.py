@@ -50,10 +50,10 @@ def test_the_screen_shows_sizes_rates_lengths_and_captions(
     assert expected in lines
     assert "captions: 2 different, 3 to 5 words; 0 videos without" in lines
     assert "  3 x a robot moves" in lines
-    lines = command(*INSPECT[:-1], cwd=tmp_path).stdout.splitlines()
-    assert "captions: 1 different, 5 to 5 words; 4 videos without" in lines
     bars = [line for line in lines if " frames  #" in line]
     assert sum(int(line.split()[-1]) for line in bars) == 4
+    lines = command(*INSPECT[:-1], cwd=tmp_path).stdout.splitlines()
+    assert "captions: 1 different, 5 to 5 words; 4 videos without" in lines
     assert sorted(path.name for path in tmp_path.iterdir()) == ["raw"]
 
 
