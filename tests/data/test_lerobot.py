@@ -40,7 +40,9 @@ def config_of(root: Path, *overrides: str) -> Config:
 def test_every_frame_action_and_state_of_an_episode_is_its_own(
     sets: dict[str, Path], version: str
 ) -> None:
-    inventory = inventory_of(config_of(sets[version], "data.chunks_per_video=100", "data.max_overlap=1"))
+    inventory = inventory_of(
+        config_of(sets[version], "data.chunks_per_video=100", "data.max_overlap=1")
+    )
     assert inventory.counts()["kept"] == len(LENGTHS) * len(CAMERAS)
     assert len(inventory.clips) == 2 * sum(length - 8 for length in LENGTHS)
     seen = set()

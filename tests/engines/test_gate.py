@@ -79,10 +79,10 @@ def test_without_a_fault_the_paths_agree_and_the_error_is_told(
     error = float(line.split()[5])
     tolerance = gate.TOLERANCE[precision]
     print(line)  # noqa: T201
-    assert line.endswith(
-        f" of the largest prediction (tolerance {tolerance:.0e} in {precision}) "
-        f"on a clip at sigma 0.071"
+    told = (
+        f" of the largest prediction (tolerance {tolerance:.0e} in {precision}) on a clip at sigma "
     )
+    assert float(line.rpartition(told)[2]) > 0
     assert error < tolerance / 5
 
 
