@@ -411,7 +411,7 @@ def test_weights_worse_than_the_linear_denoiser_are_named(
         f"denoiser; look whether model= and the tokenizer are theirs"
     )
     caplog.clear()
-    known = ("trainer.max_steps=40", "optim.lr=3e-3", "trainer.validate_every=0")
+    known = ("trainer.max_steps=100", "optim.lr=3e-3", "trainer.validate_every=0")
     train(small_config(small_samples, *typed, *known), tmp_path / "known")
     train(
         small_config(small_samples, *typed, f"resume.path={tmp_path / 'known'}"),
