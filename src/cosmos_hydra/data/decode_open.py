@@ -13,6 +13,8 @@ import av
 HEAD_BYTES = 64
 QUICKTIME = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"uuid", b"styp")
 PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"<?xml", b"<MPD", b"<smil", b"v=0", b"[playlist]", b"RTSP")
+# PyAV 19 decodes metadata later, when asked for it
+LENIENT = {"metadata_errors": "ignore"} if int(av.__version__.partition(".")[0]) < 19 else {}
 DAMAGED = "cannot be decoded (damaged frames)"
 NO_VIDEO = "cannot be decoded (no video file, or cut off)"
 
@@ -27,7 +29,7 @@ def open_video(path: str) -> tuple[Any, Any]:
     Raises: Unreadable, OSError, av.FFmpegError.
     """
     options = {"protocol_whitelist": "file"}
-    container: Any = av.open(path, format=demuxer(path), options=options, metadata_errors="ignore")
+    container: Any = av.open(path, format=demuxer(path), options=options, **LENIENT)
     try:
         return container, _video_stream(container)
     except Exception:
