@@ -161,7 +161,7 @@ KINDS: dict[str, Callable[[Path], list[int]]] = {
 
 @pytest.fixture(scope="module")
 def pool() -> Any:
-    with DecodePool(2) as pool:
+    with DecodePool(1) as pool:
         yield pool
 
 
@@ -172,6 +172,8 @@ def wrong_reads(pool: DecodePool, path: Path, shown: list[int], reads: int) -> l
     requests = [
         FramesRequest(path, (int(index),)) for index in generator.integers(0, len(shown), reads)
     ]
+    # back from the end to where no key frame lies before
+    requests += [FramesRequest(path, (i,)) for k in range(4) for i in (len(shown) - 1, k)]
     starts = generator.integers(0, len(shown) - 9, reads // 10)
     requests += [FramesRequest(path, tuple(range(start, start + 9))) for start in starts]
     wrong = []

@@ -74,10 +74,10 @@ class Canary:
     def touched(self) -> list[str]:
         """Return what was touched since the last look."""
         found = []
-        if select.select([self.watch], [], [], 0.02)[0]:
+        if select.select([self.watch], [], [], 0.0)[0]:
             os.read(self.watch, 1 << 16)
             found.append("file")
-        if select.select([self.server], [], [], 0.02)[0]:
+        if select.select([self.server], [], [], 0.0)[0]:
             self.server.accept()[0].close()
             found.append("server")
         return found

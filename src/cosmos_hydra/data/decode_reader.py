@@ -22,7 +22,7 @@ from cosmos_hydra.data.decode_picture import Converter
 CACHE_BYTES = 256 << 20  # decoded frames kept for the next, overlapping clip
 FRAMES_NEAR = 8  # a key frame this close is not worth a jump
 # a jump may end a key frame late; pictures refreshed in stripes are whole only a key frame later
-KEYS_BACK = 3
+KEYS_BACK = 4
 
 
 class Reader:
@@ -129,12 +129,11 @@ class Reader:
 
     def _jump(self, number: int) -> None:
         """Go to a key frame; the container's own table may lead a little further on."""
-        try:
-            self._container.seek(self.keys[number], stream=self._stream)
-        except av.FFmpegError:
+        if number == 0:
             self._start()
-        else:
-            self._frames = self._decode(self._container.demux(self._stream))
+            return
+        self._container.seek(self.keys[number], stream=self._stream)
+        self._frames = self._decode(self._container.demux(self._stream))
 
     def _decode(self, packets: Iterator[Any]) -> Iterator[Any]:
         """Yield the frames from here to the end.
