@@ -265,7 +265,7 @@ def test_a_pipeline_makes_its_samples_once_and_jobs_at_once_wait_for_each_other(
             assert ledger.enter()
             ledger.sign()
             held.set()
-            time.sleep(3)
+            time.sleep(8)  # longer than a job takes to get there
 
     holder = threading.Thread(target=hold)
     holder.start()
