@@ -8,14 +8,17 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 from cosmos_hydra.main import main
 
 # tiny tensors gain nothing from threads, and two cores lose by them
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+SLURM = "slurm"
 # a pipeline of seconds: 6 rendered videos of 17 frames, clips of 9 frames, latents 2x6x8
 REPORTED = (
     "data.synthetic.num_videos=6",
@@ -54,6 +57,22 @@ class Outcome:
 
 
 Command = Callable[..., Outcome]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tests on Slurm, which mostly wait."""
+    items.sort(key=lambda item: item.path.parent.name != SLURM)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling:
+    """Give each file to one process, and all files on Slurm, which share a cluster, to one."""
+
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return SLURM if f"/{SLURM}/" in nodeid else super()._split_scope(nodeid)
+
+    return ByFile(config, log)
 
 
 @pytest.fixture

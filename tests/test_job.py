@@ -24,3 +24,11 @@ def test_a_suggested_command_shows_paths_and_prompts_as_they_were_typed() -> Non
     command = Job(Path("run"), tuple(overrides)).command(stage="post_train")
     shown = "cosmos-hydra stage=post_train data=folder data.source=/videos"
     assert command == f"{shown} 'data.prompt=A robot, left'"
+
+
+def test_a_suggested_command_runs_where_this_one_ran() -> None:
+    typed = ("stage=preprocess", "launch=torchrun"), ("hydra.launcher.nproc_per_node=2",)
+    command = Job(Path("run"), *typed).command(stage="post_train")
+    assert command == (
+        "cosmos-hydra stage=post_train launch=torchrun hydra.launcher.nproc_per_node=2"
+    )

@@ -67,6 +67,7 @@ def _ranges(config: Config) -> Iterator[str]:
         "data.tokenizer_clips": config.data.tokenizer_clips,
         "data.synthetic.num_videos": config.data.synthetic.num_videos,
         "data.synthetic.frames": config.data.synthetic.frames,
+        "preprocess.preview_clips": config.preprocess.preview_clips,
         "generate.videos_per_prompt": config.generate.videos_per_prompt,
         "generate.max_captions": config.generate.max_captions,
         "generate.steps": config.generate.steps,
@@ -119,8 +120,12 @@ def _ranges(config: Config) -> Iterator[str]:
             yield f"{key}={share} is no share; at least 0 and below 1"
     if len(config.optim.betas) != 2 or not all(0 <= beta < 1 for beta in config.optim.betas):
         yield f"optim.betas={config.optim.betas} is wrong; two numbers in [0, 1), like [0.9,0.999]"
-    if not 0 <= config.optim.min_lr_ratio <= 1:
-        yield f"optim.min_lr_ratio={config.optim.min_lr_ratio} is no share; 0 to 1"
+    for key, share in {
+        "optim.min_lr_ratio": config.optim.min_lr_ratio,
+        "data.max_overlap": config.data.max_overlap,
+    }.items():
+        if not 0 <= share <= 1:
+            yield f"{key}={share} is no share; 0 to 1"
     if config.optim.warmup_steps >= config.trainer.max_steps > 0:
         yield (
             f"optim.warmup_steps={config.optim.warmup_steps} is not below "
@@ -172,7 +177,7 @@ def _model(config: Config) -> Iterator[str]:
             f"original code or NeMo"
         )
     encodes = Stage.preprocess in stages
-    if encodes and not config.data.source:
+    if (encodes or Stage.inspect in stages) and not config.data.source:
         yield "data.source=null; set it to the folder of your videos"
     if encodes and config.data.format is SampleFormat.nemo and model.text_tokens != NEMO_TOKENS:
         yield (

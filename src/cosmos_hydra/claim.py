@@ -24,6 +24,10 @@ is_patient = False
 logger = logging.getLogger(__name__)
 
 
+class InUse(StageError):
+    """Another process holds what is asked for."""
+
+
 @contextmanager
 def waiting_for_others() -> Iterator[None]:
     """Have `claim` wait for another owner to end."""
@@ -39,18 +43,18 @@ def waiting_for_others() -> Iterator[None]:
 def claim(lock: Path, name: str) -> Iterator[None]:
     """Hold what the file `lock` stands for; `name` says in a message what that is.
 
-    Raises: StageError naming the process that holds it.
+    Raises: InUse naming the process that holds it.
     """
     is_told = False
     made = [folder for folder in (lock.parent, *lock.parent.parents) if not folder.exists()]
     while True:
-        with _open(lock) as file:
+        with open_lock(lock) as file:
             try:
                 # the kernel releases it at any kind of death; network file systems pass it on
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 if not is_patient:
-                    raise StageError(f"{name} is in use by {_owner(lock)}{ADVICE}") from None
+                    raise InUse(f"{name} is in use by {_owner(lock)}{ADVICE}") from None
                 if not is_told:
                     logger.info(f"waiting: {name} is in use by {_owner(lock)}")
                 is_told = True
@@ -58,7 +62,7 @@ def claim(lock: Path, name: str) -> Iterator[None]:
                 continue
             except OSError:
                 logger.warning(f"{lock.parent} has a file system without locks: run one process")
-            if not _is(lock, file.fileno()):
+            if not is_file_of(lock, file.fileno()):
                 continue  # its former owner removed the file in between
             try:
                 with files.naming(lock):
@@ -72,7 +76,8 @@ def claim(lock: Path, name: str) -> Iterator[None]:
             return
 
 
-def _open(lock: Path) -> TextIO:
+def open_lock(lock: Path) -> TextIO:
+    """Return a lock file and its folder, made where missing. Raises: StageError for a link."""
     while True:
         lock.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -87,24 +92,37 @@ def _open(lock: Path) -> TextIO:
         return os.fdopen(descriptor, "r+")
 
 
-def _is(path: Path, descriptor: int) -> bool:
+def is_file_of(path: Path, descriptor: int) -> bool:
+    """Return whether a path still names the file that is open."""
     with suppress(FileNotFoundError):
         return os.path.samestat(path.stat(), os.fstat(descriptor))
     return False
 
 
-def _sign(descriptor: int) -> None:
+def signature() -> bytes:
+    """Return who this process is, for `owner_in`."""
     owner = {"host": socket.gethostname(), "pid": os.getpid()}
     job = os.environ.get("SLURM_JOB_ID")
-    content = json.dumps({**owner, **({"slurm_job": job} if job else {})})
+    return json.dumps({**owner, **({"slurm_job": job} if job else {})}).encode()
+
+
+def _sign(descriptor: int) -> None:
     os.ftruncate(descriptor, 0)
-    os.write(descriptor, content.encode())
+    os.write(descriptor, signature())
 
 
 def _owner(lock: Path) -> str:
     try:
-        owner = json.loads(lock.read_text())
+        return owner_in(lock.read_text())
+    except (OSError, ValueError):
+        return owner_in("")
+
+
+def owner_in(text: str) -> str:
+    """Return in words whom a signature names."""
+    try:
+        owner = json.loads(text)
         job = f", Slurm job {owner['slurm_job']}" if "slurm_job" in owner else ""
         return f"process {owner['pid']} on {owner['host']}{job}"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return "another process"

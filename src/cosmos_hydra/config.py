@@ -29,6 +29,7 @@ class Stage(Choice):
     generate = "generate"
     pipeline = "pipeline"
     report = "report"
+    inspect = "inspect"
     doctor = "doctor"
     export = "export"
 
@@ -36,6 +37,8 @@ class Stage(Choice):
 class SourceKind(Choice):
     synthetic = "synthetic"
     folder = "folder"
+    bridge = "bridge"
+    lerobot = "lerobot"
 
 
 class Fit(Choice):
@@ -277,16 +280,20 @@ class SyntheticConfig:
 class DataConfig:
     # name of the data set; part of the default run name and samples folder
     name: str = MISSING
-    # synthetic = rendered robot arm; folder = videos found below data.source
+    # synthetic = rendered robot arm; folder = videos found below data.source; bridge = BridgeData
+    # videos and annotations; lerobot = a LeRobot data set, version 2.0, 2.1 or 3.0
     kind: SourceKind = SourceKind.folder
     # folder of raw videos, searched recursively; null = none, samples are there already
     source: str | None = None
     # folder of processed samples
     path: str = MISSING
-    # caption of every video that has none of its own; null = such videos are skipped
+    # caption of every video that has none of its own; null = such videos are skipped. {task} in it
+    # stands for what a bridge or lerobot source says the robot does
     prompt: str | None = None
     # CSV or JSONL with columns video (path below data.source) and caption; null = none
     captions: str | None = None
+    # lerobot: names of the cameras to take, with or without observation.images.; null = all
+    cameras: list[str] | None = None
     # frames of a clip; 1 or 8k+1, other numbers are cut down to that
     frames: int = 121
     # height of a clip, pixels, a multiple of 16
@@ -299,7 +306,9 @@ class DataConfig:
     fit: Fit = Fit.crop
     # clips taken from each video, at most one per start frame
     chunks_per_video: int = 5
-    # share of the videos kept out of training; under 5 videos the end of each; 0 = none
+    # share of its frames that a clip may have in common with another; 1 = all but one
+    max_overlap: float = 0.5
+    # share of the episodes kept out of training; under 5 the end of each; 0 = none
     held_out: float = 0.1
     # seed of clip choice, of the held-out split and of the rendered videos
     seed: int = 0
@@ -484,6 +493,17 @@ class LaunchConfig:
 
 
 @dataclass
+class PreprocessConfig:
+    # show clips decoded back from their latents beside the source, with their PSNR: contact sheets
+    # and mp4 files in <data.path>/previews (data.format=nemo: <data.path>.previews)
+    preview: bool = False
+    # clips to show, spread over all
+    preview_clips: int = 8
+    # compile the Cosmos tokenizer (CUDA only); null = where there are at least 100 clips to make
+    compile: bool | None = None
+
+
+@dataclass
 class PipelineConfig:
     # stages to run, in this order
     stages: list[Stage] = field(
@@ -493,8 +513,8 @@ class PipelineConfig:
 
 @dataclass
 class Config:
-    # what to do: download, preprocess, post_train, generate, pipeline (these three), report, export
-    # or doctor
+    # what to do: download, preprocess, post_train, generate, pipeline (these three), report,
+    # export, inspect or doctor
     stage: Stage = MISSING
     # name of the run; its folder is ${paths.runs}/${name}
     name: str = MISSING
@@ -515,6 +535,7 @@ class Config:
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     download: DownloadConfig = field(default_factory=DownloadConfig)
+    preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
     log: LogConfig = field(default_factory=LogConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)

@@ -16,8 +16,10 @@ class Job:
 
     # where this run writes
     directory: Path
-    # what the user typed, one override each
+    # what the user typed for us, one override each
     overrides: tuple[str, ...] = ()
+    # and for the launcher
+    launch: tuple[str, ...] = ()
     # the config as composed, and the option of each group; None outside Hydra
     composed: DictConfig | None = None
     choices: dict[str, str] = field(default_factory=dict)
@@ -29,8 +31,8 @@ class Job:
 
     def command(self, **changes: str) -> str:
         """Return the command line of this job with some keys set otherwise."""
-        typed = [unquoted(item) for item in self.overrides if not item.startswith("sweep=")]
-        kept = [item for item in typed if item.partition("=")[0] not in changes]
+        typed = [unquoted(item) for item in (*self.overrides, *self.launch)]
+        kept = [item for item in typed if item.partition("=")[0] not in ("sweep", *changes)]
         return command_line(*(f"{k}={v}" for k, v in changes.items()), *kept)
 
     def begin(self) -> None:

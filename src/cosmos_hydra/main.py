@@ -13,6 +13,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -29,7 +30,7 @@ from cosmos_hydra import config as schema
 from cosmos_hydra import files, guard, place
 from cosmos_hydra.changes import flat
 from cosmos_hydra.checks import check, settle
-from cosmos_hydra.claim import claim, waiting_for_others
+from cosmos_hydra.claim import InUse, claim, waiting_for_others
 from cosmos_hydra.errors import ConfigError, CosmosError, Preempted, StageError, storage_error
 from cosmos_hydra.hub.cache import fill_paths
 from cosmos_hydra.job import Job
@@ -54,6 +55,7 @@ STAGES = {
     schema.Stage.generate: "cosmos_hydra.stages.generate:run",
     schema.Stage.report: "cosmos_hydra.stages.report:run",
     schema.Stage.export: "cosmos_hydra.stages.export:run",
+    schema.Stage.inspect: "cosmos_hydra.stages.inspect:run",
     schema.Stage.doctor: "cosmos_hydra.stages.doctor:run",
 }
 # these make no run of their own
@@ -61,6 +63,7 @@ LOOKING = (
     schema.Stage.download,
     schema.Stage.report,
     schema.Stage.export,
+    schema.Stage.inspect,
     schema.Stage.doctor,
 )
 # in these every rank of a job takes its part
@@ -101,10 +104,13 @@ def task(composed: DictConfig) -> object:
     hydra_config = HydraConfig.get()
     choices = OmegaConf.to_container(hydra_config.runtime.choices)
     assert isinstance(choices, dict)
+    # as typed: `${` in them belongs to the config, not to Hydra's list of overrides
+    typed = OmegaConf.to_container(hydra_config.overrides, resolve=False)
+    assert isinstance(typed, dict)
     job = Job(
         directory=_shown(Path(hydra_config.runtime.output_dir)),
-        # as typed: `${` in them belongs to the config, not to Hydra's list of overrides
-        overrides=tuple(OmegaConf.to_container(hydra_config.overrides.task, resolve=False)),
+        overrides=tuple(typed["task"]),
+        launch=tuple(item for item in typed["hydra"] if item.startswith("hydra.launcher.")),
         composed=composed,
         choices={str(group): str(option) for group, option in choices.items()},
     )
@@ -136,8 +142,14 @@ def _run(job: Job, hydra_config: Any) -> object:
         log = here / "run.log" if is_writing else None
         stack.enter_context(logging_to(log, hydra_config.verbose, place.is_first()))
         if log is not None:
-            stack.enter_context(claim(here / files.LOCK, str(here)))
-            files.remove_leftovers(here, here / ".hydra", here / "previews")
+            try:
+                stack.enter_context(claim(here / files.LOCK, str(here)))
+                files.remove_leftovers(here, here / ".hydra", here / "previews")
+            except InUse:
+                if config.stage is not schema.Stage.preprocess:
+                    raise
+                # one more to share the work; the record in .hydra/ is the other's
+                job = replace(job, composed=None)
         if hydra_config.mode is RunMode.MULTIRUN and hydra_config.sweep.subdir != SINGLE:
             stack.enter_context(waiting_for_others())
             logger.info(f"== job {hydra_config.job.num}: {job.directory} ==")

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
+from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import (
@@ -192,7 +193,7 @@ def _unknown_key(error: ConfigAttributeError | ConfigKeyError, arguments: list[s
     key = error.full_key or str(error.key)
     argument = next((argument for argument in arguments if _names(argument, key)), key)
     shown = argument.lstrip("+")
-    known = [*groups(), *known_keys()]
+    known = [*groups(), *known_keys(), *_launcher_keys()]
     return f"{shown} is not a config key{_hint(shown.partition('=')[0], known)}"
 
 
@@ -229,6 +230,11 @@ def _hint(name: str, known: list[str], cutoff: float = 0.6) -> str:
 def groups() -> list[str]:
     """Return the names of the config groups."""
     return sorted({file.parent.name for file in conf_folder().glob("*/*.yaml")})
+
+
+def _launcher_keys() -> list[str]:
+    launchers = ConfigStore.instance().repo.get("hydra", {}).get("launcher", {}).values()
+    return sorted({f"hydra.launcher.{key}" for launcher in launchers for key in launcher.node})
 
 
 def known_keys() -> list[str]:

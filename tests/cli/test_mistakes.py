@@ -7,7 +7,7 @@ import pytest
 from conftest import Command
 
 PREPROCESS = "stage=preprocess"
-STAGES = "download, preprocess, post_train, generate, pipeline, report, doctor, export"
+STAGES = "download, preprocess, post_train, generate, pipeline, report, inspect, doctor, export"
 # what is typed, and the line after `cosmos-hydra: `
 MISTAKES = {
     ("model=8b",): (
@@ -15,7 +15,8 @@ MISTAKES = {
         "did you mean 7b?"
     ),
     ("data=foldr",): (
-        "data=foldr does not exist; options: folder, robot, synthetic; did you mean folder?"
+        "data=foldr does not exist; options: bridge, folder, lerobot, robot, synthetic; "
+        "did you mean folder?"
     ),
     ("engine=jax",): "engine=jax does not exist; options: nemo, torch",
     ("experiment=quickstrt",): (
@@ -26,6 +27,10 @@ MISTAKES = {
     ("optimizer=adamw",): "optimizer=adamw is not a config key; did you mean optim?",
     ("experimnt=quickstart",): (
         "experimnt=quickstart is not a config key; did you mean experiment?"
+    ),
+    ("launch=torchrun", "hydra.launcher.nproc_per_nod=2"): (
+        "hydra.launcher.nproc_per_nod=2 is not a config key; "
+        "did you mean hydra.launcher.nproc_per_node?"
     ),
     ("+modl=7b", PREPROCESS): "modl=7b is not a config key; did you mean model?",
     ("++data.hight=96", PREPROCESS): (

@@ -16,8 +16,6 @@ from small_runs import SAMPLES, rows_of, small_config, train
 
 from cosmos_hydra import runs
 from cosmos_hydra.claim import claim
-from cosmos_hydra.config import SampleFormat
-from cosmos_hydra.data.store import Layout
 
 PROGRAM = (sys.executable, "-m", "cosmos_hydra")
 ADVICE = "; wait for it to end, or choose another folder\n"
@@ -57,7 +55,6 @@ def here(trained: Path, tmp_path: Path) -> Path:
     [
         ("stage=post_train",),
         ("stage=post_train", "seed=1", "resume.mode=never"),
-        ("stage=preprocess",),
         ("stage=pipeline",),
         ("stage=generate", "generate.prompt=a robot"),
     ],
@@ -75,19 +72,20 @@ def test_a_run_directory_in_use_is_refused_before_anything_is_written(
     assert content(here) == before
 
 
-@pytest.mark.parametrize("sample_format", SampleFormat)
-def test_samples_in_the_making_are_refused_under_another_name_too(
-    command: Command, tmp_path: Path, sample_format: SampleFormat
+def test_preprocessing_goes_on_beside_a_run_of_the_same_name(
+    command: Command, small_samples: Path, here: Path
 ) -> None:
-    typed = ("stage=preprocess", *SMALL, "data.path=cache/one", f"data.format={sample_format}")
-    typed += ("model.text_tokens=512", "data.synthetic.num_videos=2")
-    lock = Layout(tmp_path / "cache/one", sample_format).lock
-    with claim(lock, "the first"):
-        refused = command(*typed, "name=two", cwd=tmp_path)
-        assert (refused.code, refused.stdout) == (1, "")
-        assert refused.stderr == in_use("data.path=cache/one", os.getpid())
-        assert content(tmp_path) == {}
-    assert list(tmp_path.iterdir()) == []
+    shutil.copytree(small_samples / "samples", here / "samples")
+    samples = here / SAMPLES
+    before = content(here / "runs/one/.hydra"), content(samples)
+    with claim(here / "runs/one/.lock", "the first"):
+        typed = ("stage=preprocess", *SMALL, "name=one")
+        outcome = command(*typed, cwd=here)
+        assert (here / "runs/one/.lock").exists()
+    assert (outcome.code, outcome.stderr) == (0, "")
+    assert "are up to date\n" in outcome.stdout
+    (samples / "hashes.json").unlink(missing_ok=True)  # of videos that are no longer new
+    assert (content(here / "runs/one/.hydra"), content(samples)) == before
 
 
 @pytest.mark.parametrize("out", ["runs/one/videos", "there"])

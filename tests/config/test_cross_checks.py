@@ -12,6 +12,7 @@ AT_LEAST_1 = (
     "trainer.validation_samples",
     "trainer.validation_sigmas",
     "trainer.preview_steps",
+    "preprocess.preview_clips",
     "peft.rank",
     "data.frames",
     "data.chunks_per_video",
@@ -53,6 +54,7 @@ FOLDER = "set it to the folder of"
 MESSAGES = {
     "optim.weight_decay=-0.5": "optim.weight_decay=-0.5 is negative; at least 0",
     "generate.guidance=-1": "generate.guidance=-1.0 is negative; at least 0",
+    "data.max_overlap=1.5": "data.max_overlap=1.5 is no share; 0 to 1",
     "data.held_out=1": "data.held_out=1.0 is no share; at least 0 and below 1",
     "model.objective.text_dropout=-0.1": (
         "model.objective.text_dropout=-0.1 is no share; at least 0 and below 1"

@@ -86,7 +86,7 @@ def test_a_failing_change_is_one_line(stage: str, call: int, number: int, tmp_pa
 # what is being done when the disk fills up, and the bytes that are left
 MOMENTS = {
     "rendering": ("preprocess", "data.sources.synthetic.render", 3, 0),
-    "planning": ("preprocess", "data.prepare._tokenizer", 1, 0),
+    "planning": ("preprocess", "data.prepare._fit_tokenizer", 1, 0),
     "fitting": ("nemo", "models.toy_tokenizer.ToyTokenizer.save", 1, 8192),
     "encoding": ("preprocess", "data.prepare.read_clip", 15, 4096),
     "encoding for NeMo": ("nemo", "data.prepare.read_clip", 15, 8192),

@@ -12,7 +12,10 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from cosmos_hydra import config as schema
+from cosmos_hydra import files
 from cosmos_hydra.config import Config
+from cosmos_hydra.data import sources
+from cosmos_hydra.data.inventory import Inventory, take_inventory
 from cosmos_hydra.data.video import write_mp4
 from cosmos_hydra.overrides import conf_folder
 
@@ -101,3 +104,11 @@ def small_config(root: Path, *overrides: str, data: str = "folder") -> Config:
     places = {"source": f"{root / 'raw'}", "path": f"{root / 'samples'}", "prompt": "a robot moves"}
     typed = OmegaConf.from_dotlist(list(overrides))
     return schema.load(OmegaConf.merge(_composed(data), {"data": places}, typed))
+
+
+def inventory_of(config: Config) -> Inventory:
+    """Return what a source offers, with the hashes that a plan would bring."""
+    found = sources.find(config.data)
+    return take_inventory(
+        config, found, {one.name: files.sha256_of(one.video) for one in found.episodes}
+    )

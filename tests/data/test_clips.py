@@ -77,6 +77,42 @@ def test_one_clip_starts_in_each_equal_part_of_a_video() -> None:
             )
 
 
+def shared_frames(clips: list[Clip]) -> int:
+    """Return how many frames the two clips of a video that share most have in common."""
+    frames = [set(clip.frame_indices) for clip in clips]
+    pairs = [(a, b) for a in range(len(frames)) for b in range(a)]
+    return max((len(frames[a] & frames[b]) for a, b in pairs), default=0)
+
+
+def most_clips(length: int, frames: int, most_shared: int) -> int:
+    """Return how many clips fit when two may share so many frames: one after the other."""
+    return 1 + (length - frames) // max(1, frames - most_shared)
+
+
+@pytest.mark.parametrize("max_overlap", [0.0, 0.3, 0.5, 0.9, 1.0])
+def test_two_clips_of_a_video_share_no_more_than_they_may(max_overlap: float) -> None:
+    most_shared = int(9 * max_overlap)
+    for seed in range(100):
+        length = int(np.random.default_rng(seed).integers(9, 120))
+        planner = ClipPlanner(9, None, 6, 0.0, seed, max_overlap)
+        clips = planner.plan({"a.mp4": steady(length)})
+        assert shared_frames(clips) <= min(most_shared, 8)
+        assert len(clips) == min(6, most_clips(length, 9, most_shared))
+        assert max(clip.frame_indices[-1] for clip in clips) < length
+
+
+def test_overlap_follows_the_time_stamps_of_a_variable_frame_rate() -> None:
+    for seed in range(50):
+        info = variable(150, np.random.default_rng(seed))
+        clips = ClipPlanner(9, 12.0, 1000, 0.0, seed, 0.5).plan({"a.mp4": info})
+        starts_s = info.start_s[[clip.start_frame for clip in clips]]
+        assert len(clips) > 1
+        assert (np.diff(starts_s) * 12.0 >= 4.4).all()
+        # one more would not have fitted, a start being at most two frames of 120 ms late
+        room_s = info.start_s[-1] - info.start_s[0] - 8 / 12.0
+        assert len(clips) * (4.5 / 12.0 + 0.12) >= room_s - 0.12
+
+
 def test_a_short_video_gives_every_start_once() -> None:
     clips = ClipPlanner(9, None, 6, 0.0, 0).plan({"a.mp4": steady(11), "b.mp4": steady(9)})
     starts = [(clip.video, clip.start_frame) for clip in clips]

@@ -17,7 +17,7 @@ from raw_videos import (
 
 from cosmos_hydra.data.video import decode, probe, write_mp4
 
-# kinds in which decord alone lands on wrong frames, or on none, are here on purpose
+# kinds in which readers that trust the container land on wrong frames are here on purpose
 KINDS = {
     "one_group_of_pictures.mp4": ("libx264", {"bf": "3", "g": "250"}),
     "closed_groups.mp4": ("libx264", CLOSED_GOPS),
@@ -127,7 +127,6 @@ def test_only_frames_that_are_needed_are_decoded(tmp_path: Path) -> None:
 def test_a_video_filmed_upright_is_turned(
     degrees: int, matrix: tuple[int, ...], codec: str, tmp_path: Path
 ) -> None:
-    """Both decoders turn: mpeg4 with B-frames is not read by decord."""
     path = tmp_path / "turned.mp4"
     write_video(path, numbered_frames(30), codec, {"bf": "2", "g": "10"})
     identity = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)

@@ -7,7 +7,8 @@ import pytest
 from raw_videos import small_config
 
 from cosmos_hydra.config import DataConfig
-from cosmos_hydra.data.sources.folder import find_episodes, read_table
+from cosmos_hydra.data.sources.captions import read_table
+from cosmos_hydra.data.sources.folder import find_episodes
 from cosmos_hydra.errors import ConfigError, StageError
 
 

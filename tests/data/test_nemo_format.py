@@ -46,23 +46,29 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_folder_holds_four_files_a_sample_and_nothing_else(root: Path) -> None:
+    manifest = json.loads((root / "samples.manifest.json").read_text())
+    ids = [entry["id"] for entry in manifest["samples"]]
+    assert len(set(ids)) == 12
     wanted = {
-        f"{number}.{name}"
-        for number in range(12)
+        f"{sample_id}.{name}"
+        for sample_id in ids
         for name in ("info.json", *(f"{tensor}.pth" for tensor in TENSORS))
     }
     assert {path.name for path in (root / "samples").iterdir()} == wanted
-    assert {path.name for path in root.iterdir()} == {
+    # the hashes of videos are kept once these are two seconds old
+    assert {path.name for path in root.iterdir()} - {"samples.hashes.json"} == {
         "raw",
         "samples",
         "samples.manifest.json",
-        "samples.tokenizer.safetensors",
+        "samples.text",
+        f"samples.{manifest['fitted_tokenizer']}",
     }
 
 
 def test_the_nemo_reader_gets_what_it_expects(root: Path) -> None:
     samples = read_as_nemo(root / "samples")
-    assert [sample["id"] for sample in samples] == sorted(str(number) for number in range(12))
+    store = open_store(str(root / "samples"))
+    assert [sample["id"] for sample in samples] == sorted(store.captions)
     for sample in samples:
         latent_CFHW = sample["video_latent"]
         assert (latent_CFHW.shape, latent_CFHW.dtype) == ((16, 2, 6, 8), torch.bfloat16)
@@ -105,9 +111,10 @@ def test_an_unfinished_folder_of_ours_is_not_taken_for_one(root: Path, tmp_path:
 def test_ids_may_be_any_text_before_the_first_dot(root: Path, tmp_path: Path) -> None:
     folder = tmp_path / "cache"
     folder.mkdir()
+    one = open_store(str(root / "samples")).splits["train"][0]
     for name in ("b_clip", "a-clip", "10"):
-        for file in (root / "samples").glob("3.*"):
-            shutil.copy(file, folder / file.name.replace("3", name, 1))
+        for file in (root / "samples").glob(f"{one}.*"):
+            shutil.copy(file, folder / file.name.replace(one, name, 1))
     store = open_store(str(folder))
     assert store.splits["train"] == ["10", "a-clip", "b_clip"]
     assert store.load("a-clip").latent_CFHW.shape == (16, 2, 6, 8)

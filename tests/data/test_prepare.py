@@ -107,7 +107,7 @@ def test_a_file_that_breaks_while_decoding_drops_only_its_own_clips(
         f"{number}.mp4": 3 for number in range(5)
     }
     ids = {sample["id"] for sample in manifest["samples"]}
-    on_disk = {path.name.split(".")[0] for path in (tmp_path / "samples").glob("[0-9]*")}
+    on_disk = {path.name.split(".")[0] for path in (tmp_path / "samples").glob("*.info.json")}
     assert on_disk == ids
     for sample_id in ids:
         store.load(sample_id)

@@ -9,9 +9,11 @@ import pytest
 import torch
 from raw_videos import numbered_frames, small_config, write_moving_video
 
+from cosmos_hydra.data import captions
 from cosmos_hydra.data import prepare as prepare_module
 from cosmos_hydra.data.prepare import prepare
 from cosmos_hydra.data.video import write_mp4
+from cosmos_hydra.models.fast_autoencoder import Way
 from cosmos_hydra.models.text import HashTextEncoder
 
 CPU = torch.device("cpu")
@@ -50,15 +52,15 @@ def test_the_encoders_are_gone_when_preparing_is_over(
 ) -> None:
     write_videos(tmp_path, 2)
     made: list[weakref.ref] = []
-    for name in ("load_text_encoder", "load_tokenizer"):
-        load = getattr(prepare_module, name)
+    for module, name in ((captions, "load_text_encoder"), (prepare_module, "load_tokenizer")):
+        load = getattr(module, name)
 
         def watched(*arguments: object, load: object = load) -> object:
             encoder = load(*arguments)
             made.append(weakref.ref(encoder))
             return encoder
 
-        monkeypatch.setattr(prepare_module, name, watched)
+        monkeypatch.setattr(module, name, watched)
     gc.disable()  # gone without waiting for the collector
     try:
         store = prepare(small_config(tmp_path), CPU)
@@ -103,6 +105,40 @@ def test_the_padding_mask_follows_the_picture(
     store = prepare(small_config(tmp_path, "data.fit=pad"), CPU)
     expected = torch.ones(1, 6, 8)
     expected[:, padding["top"] : padding["bottom"], padding["left"] : padding["right"]] = 0
-    assert torch.equal(store.load("0").padding_1HW, expected)
+    assert torch.equal(store.load(store.splits["train"][0]).padding_1HW, expected)
     store = prepare(small_config(tmp_path, f"data.path={tmp_path / 'cropped'}"), CPU)
-    assert not store.load("0").padding_1HW.any()
+    assert not store.load(store.splits["train"][0]).padding_1HW.any()
+
+
+@pytest.mark.parametrize(
+    ("asked", "clips", "device", "compiler", "is_compiled"),
+    [
+        (None, 100, "cuda", "/usr/bin/cc", True),
+        (None, 99, "cuda", "/usr/bin/cc", False),
+        (None, 100, "cuda", None, False),
+        (None, 100, "cpu", "/usr/bin/cc", False),
+        (True, 1, "cuda", None, True),
+        (False, 1000, "cuda", "/usr/bin/cc", False),
+    ],
+)
+def test_the_tokenizer_is_compiled_where_it_pays_or_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+    asked: bool | None,
+    clips: int,
+    device: str,
+    compiler: str | None,
+    is_compiled: bool,
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: compiler)
+    config = small_config(Path(), f"preprocess.compile={'null' if asked is None else asked}")
+    ways = prepare_module._ways(config, clips, torch.device(device))
+    assert (Way.compile in ways) == is_compiled
+    assert Way.patches in ways
+
+
+def test_asking_to_compile_on_a_cpu_says_that_it_has_no_effect(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_videos(tmp_path, 2)
+    prepare(small_config(tmp_path, "preprocess.compile=true"), CPU)
+    assert "preprocess.compile=true has no effect on a CPU" in caplog.text

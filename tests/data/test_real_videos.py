@@ -96,4 +96,4 @@ def test_the_bridge_videos_become_samples_with_their_own_captions(
     assert {entry["caption_from"] for entry in store.manifest["videos"].values()} == {"table"}
     assert store.manifest["videos"]["videos/val/27/rgb.mp4"]["caption"] == "pick up pot 50"
     # 640x480 fills 48x64 exactly
-    assert not store.load("0").padding_1HW.any()
+    assert not store.load(store.splits["train"][0]).padding_1HW.any()

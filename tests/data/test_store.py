@@ -29,19 +29,28 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def first_of(folder: Path) -> str:
+    """Return the name of the first sample in a folder."""
+    manifests = (folder / "manifest.json", folder.with_name("nemo.manifest.json"))
+    manifest = next(path for path in manifests if path.is_file())
+    return str(json.loads(manifest.read_text())["samples"][0]["id"])
+
+
 def test_a_sample_has_a_latent_a_text_a_mask_a_rate_and_a_caption(root: Path) -> None:
-    sample = open_store(str(root / "ours")).load("0")
-    assert (sample.id, sample.caption, sample.fps) == ("0", CAPTION, 12.0)
+    first = first_of(root / "ours")
+    sample = open_store(str(root / "ours")).load(first)
+    assert (sample.id, sample.caption, sample.fps) == (first, CAPTION, 12.0)
     assert (sample.latent_CFHW.shape, sample.latent_CFHW.dtype) == ((16, 1, 6, 8), torch.bfloat16)
     assert (sample.text_TD.shape, sample.text_TD.dtype) == ((512, 1024), torch.bfloat16)
     assert (sample.padding_1HW.shape, sample.padding_1HW.dtype) == ((1, 6, 8), torch.float32)
 
 
 def test_info_tells_the_size_of_the_clip_and_of_the_source(root: Path) -> None:
-    info = json.loads((root / "ours" / "0.info.json").read_text())
+    first = first_of(root / "ours")
+    info = json.loads((root / "ours" / f"{first}.info.json").read_text())
     text = info.pop("text")
     assert (root / "ours" / text).is_file()
-    assert list(info.pop("files")) == ["0.video_latent.safetensors", text]
+    assert list(info.pop("files")) == [f"{first}.video_latent.safetensors", text]
     assert len(info.pop("sha256")) == 64
     assert info == {
         "height": 48,
@@ -57,7 +66,7 @@ def test_info_tells_the_size_of_the_clip_and_of_the_source(root: Path) -> None:
 
 def test_the_manifest_says_what_the_samples_are(root: Path) -> None:
     manifest = open_store(str(root / "ours")).manifest
-    assert manifest["format_version"] == 1
+    assert manifest["format_version"] == 2
     assert manifest["tokenizer"]["kind"] == "toy"
     assert manifest["text_encoder"] == {"kind": "hash", "num_tokens": 512, "dim": 1024}
     assert manifest["config"]["data"]["fit"] == "crop"
@@ -95,8 +104,8 @@ def test_both_formats_hold_the_same_samples(root: Path) -> None:
 
 
 FILES = {
-    "ours": ["0.info.json", "0.video_latent.safetensors", "text/*.safetensors"],
-    "nemo": ["0.info.json", "0.video_latent.pth", "0.t5_text_embeddings.pth"],
+    "ours": ["{}.info.json", "{}.video_latent.safetensors", "text/*.safetensors"],
+    "nemo": ["{}.info.json", "{}.video_latent.pth", "{}.t5_text_embeddings.pth"],
 }
 DAMAGES = {
     "cut": lambda content: content[: len(content) // 2],
@@ -115,12 +124,13 @@ def test_a_damaged_file_is_one_error_that_names_it(
         folder = tmp_path / pattern.split("/")[0] / name
         shutil.copytree(root / name, folder)
         shutil.copy(root / "nemo.manifest.json", folder.with_name("nemo.manifest.json"))
-        (path,) = folder.glob(pattern)
+        (path,) = folder.glob(pattern.format(first_of(folder)))
         path.write_bytes(DAMAGES[damage](path.read_bytes()))
+        first = first_of(folder)
         with pytest.raises(StageError) as caught:
-            open_store(str(folder)).load("0")
+            open_store(str(folder)).load(first)
         assert str(caught.value) == (
-            f"data.path={folder} sample 0 cannot be read ({path.name} is damaged); "
+            f"data.path={folder} sample {first} cannot be read ({path.name} is damaged); "
             f"remove the folder and preprocess again"
         )
         assert caught.value.exit_code == 1
@@ -132,11 +142,13 @@ def test_a_missing_file_is_one_error_that_names_it(name: str, root: Path, tmp_pa
     for pattern in FILES[name]:
         shutil.copytree(root / name, folder)
         shutil.copy(root / "nemo.manifest.json", tmp_path)
-        (path,) = folder.glob(pattern)
+        (path,) = folder.glob(pattern.format(first_of(folder)))
         path.unlink()
         with pytest.raises(StageError, match="No such file or directory") as caught:
-            open_store(str(folder)).load("0")
-        assert str(caught.value).startswith(f"data.path={folder} sample 0 cannot be read (")
+            open_store(str(folder)).load(first_of(folder))
+        assert str(caught.value).startswith(
+            f"data.path={folder} sample {first_of(folder)} cannot be read ("
+        )
         assert path.name in str(caught.value)
         assert "\n" not in str(caught.value)
         shutil.rmtree(folder)
@@ -150,7 +162,7 @@ def test_a_changed_byte_anywhere_in_a_sample_is_found(
     folder = tmp_path / name
     shutil.copytree(root / name, folder)
     shutil.copy(root / "nemo.manifest.json", tmp_path)
-    paths = [next(folder.glob(pattern)) for pattern in FILES[name]]
+    paths = [next(folder.glob(pattern.format(first_of(folder)))) for pattern in FILES[name]]
     generator = torch.Generator().manual_seed(count)
     for number in range(count):
         path = paths[number % len(paths)]
@@ -160,19 +172,19 @@ def test_a_changed_byte_anywhere_in_a_sample_is_found(
         content[place] ^= 1 + int(torch.randint(255, (), generator=generator))
         path.write_bytes(content)
         with pytest.raises(StageError, match=rf"\({path.name} is damaged\)"):
-            open_store(str(folder)).load("0")
+            open_store(str(folder)).load(first_of(folder))
         path.write_bytes(whole)
-    assert open_store(str(folder)).load("0").caption == CAPTION
+    assert open_store(str(folder)).load(first_of(folder)).caption == CAPTION
 
 
 def test_a_sample_without_hashes_is_read(root: Path, tmp_path: Path) -> None:
     """As other caches are, and those of before."""
     folder = tmp_path / "ours"
     shutil.copytree(root / "ours", folder)
-    info = json.loads((folder / "0.info.json").read_text())
+    info = json.loads((folder / f"{first_of(folder)}.info.json").read_text())
     kept = {key: value for key, value in info.items() if key not in ("sha256", "files")}
-    (folder / "0.info.json").write_text(json.dumps(kept))
-    assert open_store(str(folder)).load("0").fps == 12.0
+    (folder / f"{first_of(folder)}.info.json").write_text(json.dumps(kept))
+    assert open_store(str(folder)).load(first_of(folder)).fps == 12.0
 
 
 def test_a_sample_that_makes_no_sense_is_one_error(root: Path, tmp_path: Path) -> None:
@@ -191,11 +203,14 @@ def test_a_sample_that_makes_no_sense_is_one_error(root: Path, tmp_path: Path) -
     ):
         folder = tmp_path / str(number)
         shutil.copytree(root / "ours", folder)
-        info = json.loads((folder / "0.info.json").read_text())
-        path = folder / "0.info.json"
+        info = json.loads((folder / f"{first_of(folder)}.info.json").read_text())
+        first = first_of(folder)
+        path = folder / f"{first}.info.json"
         path.write_bytes(sealed({key: info[key] for key in info if key != "sha256"} | changes))
-        with pytest.raises(StageError, match=rf"sample 0 cannot be read \({reason}\); remove"):
-            open_store(str(folder)).load("0")
+        with pytest.raises(
+            StageError, match=rf"sample {first_of(folder)} cannot be read \({reason}\); remove"
+        ):
+            open_store(str(folder)).load(first_of(folder))
 
 
 @pytest.mark.parametrize(
@@ -224,23 +239,24 @@ def test_a_manifest_that_makes_no_sense_is_one_error(
 def test_tensor_files_are_never_unpickled_into_objects(root: Path, tmp_path: Path) -> None:
     folder = tmp_path / "nemo"
     shutil.copytree(root / "nemo", folder)
-    torch.save({"latent": Path("x")}, folder / "0.video_latent.pth")
-    with pytest.raises(StageError, match=r"\(0.video_latent.pth is damaged\)"):
-        open_store(str(folder)).load("0")
-    torch.save({"latent": torch.zeros(2)}, folder / "0.video_latent.pth")
-    with pytest.raises(StageError, match=r"\(0.video_latent.pth is damaged\)"):
-        open_store(str(folder)).load("0")
+    first = first_of(root / "nemo")
+    torch.save({"latent": Path("x")}, folder / f"{first}.video_latent.pth")
+    with pytest.raises(StageError, match=r"\(\S+\.video_latent.pth is damaged\)"):
+        open_store(str(folder)).load(first)
+    torch.save({"latent": torch.zeros(2)}, folder / f"{first}.video_latent.pth")
+    with pytest.raises(StageError, match=r"\(\S+\.video_latent.pth is damaged\)"):
+        open_store(str(folder)).load(first)
 
 
 def test_a_text_file_outside_the_folder_is_refused(root: Path, tmp_path: Path) -> None:
     folder = tmp_path / "ours"
     shutil.copytree(root / "ours", folder)
-    info = json.loads((folder / "0.info.json").read_text())
+    info = json.loads((folder / f"{first_of(folder)}.info.json").read_text())
     info["text"] = "../secret.safetensors"
     del info["sha256"], info["files"]
-    (folder / "0.info.json").write_text(json.dumps(info))
+    (folder / f"{first_of(folder)}.info.json").write_text(json.dumps(info))
     with pytest.raises(StageError, match=r"\(../secret.safetensors is no name of a file below"):
-        open_store(str(folder)).load("0")
+        open_store(str(folder)).load(first_of(folder))
 
 
 @pytest.mark.parametrize("make", [False, True])
@@ -266,5 +282,5 @@ def test_a_manifest_that_is_damaged_or_of_another_version_is_refused(tmp_path: P
     with pytest.raises(StageError) as caught:
         open_store(str(tmp_path))
     assert str(caught.value) == (
-        f"{manifest} has format_version 99, this program reads 1; preprocess again"
+        f"{manifest} has format_version 99, this program reads 1 and 2; preprocess again"
     )

@@ -40,7 +40,7 @@ UNREADABLE: dict[str, tuple[Callable[[Path], object], str]] = {
     "zeros": (lambda path: path.write_bytes(bytes(9999)), NO_VIDEO),
     "noise": (lambda path: path.write_bytes(np.random.default_rng(0).bytes(9999)), NO_VIDEO),
     "half": (write_half, NO_VIDEO),
-    "picture": (write_picture, "cannot be decoded (number of frames unknown)"),
+    "picture": (write_picture, NO_VIDEO),
     "sound": (write_sound, "no video stream"),
 }
 
@@ -87,5 +87,5 @@ def test_a_file_cut_off_while_it_was_copied_fails_behind_the_cut(tmp_path: Path)
 def test_a_frame_behind_the_end_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "short.mp4"
     write_video(path, numbered_frames(9))
-    with pytest.raises(UnreadableVideo, match="Out of bound indices"):
+    with pytest.raises(UnreadableVideo, match=r"^has 9 frames, but frame 9 is asked for$"):
         decode(path, [3, 9])

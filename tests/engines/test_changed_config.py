@@ -57,7 +57,7 @@ LOGGED = {
 # training takes nothing from these; the samples are compared by content
 UNUSED = (
     *("checkpoint", "data.", "export.", "generate.", "launch.", "log.", "name", "paths."),
-    *("pipeline.", "stage", "download."),
+    *("pipeline.", "preprocess.", "stage", "download."),
 )
 UNUSED_TOO = {"resume.mode"}
 

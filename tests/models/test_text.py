@@ -11,7 +11,7 @@ from tiny_folders import T5_DIM, WORDS, write_tiny_t5
 
 from cosmos_hydra.config import ModelConfig, TextEncoderConfig, TextEncoderKind
 from cosmos_hydra.errors import ConfigError, StageError
-from cosmos_hydra.models.text import HashTextEncoder, TextEncoder, load_text_encoder
+from cosmos_hydra.models.text import HashTextEncoder, T5TextEncoder, TextEncoder, load_text_encoder
 
 CPU = torch.device("cpu")
 TOKENS = 12
@@ -44,6 +44,28 @@ def test_t5_gives_what_the_transformers_model_gives(folder: Path) -> None:
     expected_TD = hidden_BTD[0]
     assert torch.allclose(embedding.embedding_TD[: len(ids)].float(), expected_TD, atol=0.02)
     assert expected_TD.abs().mean() > 0.3
+
+
+def test_captions_encoded_together_are_what_each_is_by_itself(folder: Path) -> None:
+    encoder = load(folder)
+    assert isinstance(encoder, T5TextEncoder)
+    captions = ["", "robot", CAPTION, "a unicorn", "slowly", f"{CAPTION} {CAPTION}"]
+    alone = {caption: encoder.encode(caption) for caption in captions}
+    for caption, embedding in encoder.encode_all(captions):
+        assert torch.equal(embedding.embedding_TD, alone[caption].embedding_TD)
+    shapes = []
+    encoder.encoder.register_forward_pre_hook(
+        lambda module, args, named: shapes.append(tuple(named["input_ids"].shape)), with_kwargs=True
+    )
+    encoder.at_once, encoder.padded_to = 3, 4  # as on a GPU, but smaller
+    together = dict(encoder.encode_all(captions))
+    assert shapes == [(3, 4), (3, 12)]  # shortest first; no longer than the longest needs
+    assert set(together) == set(captions)
+    for caption, embedding in together.items():
+        assert torch.equal(embedding.mask_T, alone[caption].mask_T)
+        torch.testing.assert_close(
+            embedding.embedding_TD, alone[caption].embedding_TD, rtol=2**-7, atol=1e-3
+        )
 
 
 def test_rows_past_the_caption_are_zero_and_the_mask_has_its_length(folder: Path) -> None:

@@ -113,7 +113,7 @@ def test_of_many_training_clips_some_are_compared_always_the_same(
 ) -> None:
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(memorisation, "MAX_TRAINING_CLIPS", 4)
-    latent_CFHW = torch.zeros(store.load("0").latent_CFHW.shape)
+    latent_CFHW = torch.zeros(store.load(store.splits["train"][0]).latent_CFHW.shape)
     first, second = (
         nearest_of({tmp_path / f"{number}.mp4": latent_CFHW}, checkpoint)[0] for number in (1, 2)
     )
@@ -126,7 +126,7 @@ def test_without_held_out_clips_no_usual_distance_is_named(
     checkpoint: Checkpoint, store: SampleStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memorisation, "MAX_HELD_OUT_CLIPS", 0)
-    latent_CFHW = torch.zeros(store.load("0").latent_CFHW.shape)
+    latent_CFHW = torch.zeros(store.load(store.splits["train"][0]).latent_CFHW.shape)
     [found] = nearest_of({tmp_path / "a.mp4": latent_CFHW}, checkpoint)
     assert found["held_out_distance"] is None
 
@@ -135,7 +135,7 @@ def test_without_held_out_clips_no_usual_distance_is_named(
 def test_a_clip_that_compares_with_none_gets_nothing(
     checkpoint: Checkpoint, store: SampleStore, tmp_path: Path, change: str
 ) -> None:
-    C, F, H, W = store.load("0").latent_CFHW.shape
+    C, F, H, W = store.load(store.splits["train"][0]).latent_CFHW.shape
     latent_CFHW = torch.zeros(C, F, H, W + (change == "other size"))
     if change == "no numbers":
         latent_CFHW[0, 0, 0, 0] = torch.nan

@@ -25,7 +25,7 @@ from cosmos_hydra.config import (
     TokenizerKind,
 )
 from cosmos_hydra.data.store import Layout, open_store
-from cosmos_hydra.data.writer import SampleWriter
+from cosmos_hydra.data.writer import SampleWriter, Texts
 from cosmos_hydra.engines.torch import checkpoint, state
 from cosmos_hydra.engines.torch.mesh import join
 from cosmos_hydra.engines.torch.optimizer import build_optimizer
@@ -106,12 +106,13 @@ def write_all(root: Path) -> None:
 def write_samples(layout: Layout) -> None:
     embedding_TD = torch.ones(16, 1024, dtype=torch.bfloat16)
     text = TextEmbedding(embedding_TD, torch.ones(16, dtype=torch.bool))
-    writer = SampleWriter(layout)
+    writer, texts = SampleWriter(layout), Texts(layout, {"kind": "hash"})
+    texts.write("a", text)
     for number in range(2):
         info = {"height": 48, "width": 64, "fps": 12.0, "content": None}
-        writer.write(str(number), info, torch.zeros(16, 2, 6, 8), text)
+        writer.write(str(number), info, torch.zeros(16, 2, 6, 8), texts.path("a"))
     fitted = ToyTokenizer.fit([torch.rand(3, 9, 32, 32)], seed=0)
-    fitted.save(layout.tokenizer)
+    fitted.save(layout.beside("tokenizer.safetensors"))
     entries = [
         {"id": str(number), "split": "train", "video": "a.mp4", "start_frame": 0, "caption": "a"}
         for number in range(2)

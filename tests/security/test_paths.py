@@ -20,7 +20,7 @@ from cosmos_hydra.claim import claim
 from cosmos_hydra.config import DataConfig, SampleFormat
 from cosmos_hydra.data.sources.folder import find_episodes
 from cosmos_hydra.data.store import Layout, open_store
-from cosmos_hydra.data.writer import SampleWriter
+from cosmos_hydra.data.writer import Texts
 from cosmos_hydra.errors import ConfigError, CosmosError, StageError
 from cosmos_hydra.models.text import TextEmbedding
 from cosmos_hydra.weights.diffusers import WEIGHTS
@@ -235,15 +235,15 @@ def test_a_linked_folder_is_not_followed(sound: Path, tmp_path: Path) -> None:
             PLACES["checkpoint manifest" if read == "checkpoint state" else read].read(root)
 
 
-def test_samples_are_not_written_through_a_link(tmp_path: Path) -> None:
+def test_captions_are_not_written_through_a_link(tmp_path: Path) -> None:
     root, outside = tmp_path / "root", tmp_path / "outside"
     root.mkdir()
     outside.mkdir()
     (root / "text").symlink_to(outside)
     text = TextEmbedding(torch.ones(2, 8, dtype=torch.bfloat16), torch.ones(2, dtype=torch.bool))
-    writer = SampleWriter(Layout(root, SampleFormat.safetensors))
+    texts = Texts(Layout(root, SampleFormat.safetensors), {"kind": "hash"})
     with untouched(outside, root), pytest.raises(ValueError, match="is a link that leads out"):
-        writer.write("0", {}, torch.zeros(16, 1, 2, 2), text)
+        texts.write("a caption", text)
 
 
 def test_a_lock_is_not_written_through_a_link(tmp_path: Path) -> None:

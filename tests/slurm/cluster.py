@@ -56,7 +56,10 @@ class Running:
 
 
 class Cluster:
-    """Slurm, and the folder of a test."""
+    """Slurm, and the commands that were started on it."""
+
+    def __init__(self) -> None:
+        self.started: list[Running] = []
 
     def start(self, *typed: str, folder: Path) -> Running:
         """Start the tests' app with the Slurm launcher; a single job writes into `folder`/run."""
@@ -75,7 +78,8 @@ class Cluster:
             text=True,
             start_new_session=True,
         )
-        return Running(process, folder)
+        self.started.append(Running(process, folder))
+        return self.started[-1]
 
     def run(self, *typed: str, folder: Path) -> Ended:
         """Run the tests' app to its end."""
@@ -102,7 +106,8 @@ class Cluster:
             shown = self.shown(job)
             if "Reason=BeginTime" in shown:  # also when Slurm has set that once more
                 subprocess.run(update, check=False)
-            return "JobState=PENDING" not in shown and "Restarts=0" not in shown
+            is_on = "JobState=RUNNING" in shown or "JobState=COMPLETED" in shown
+            return is_on and "Restarts=0" not in shown
 
         until(has_started)
 
@@ -128,9 +133,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     subprocess.run([str(SCRIPTS / "start.sh"), str(folder), str(port)], check=True, timeout=60)
     before = os.environ.get("SLURM_CONF")
     os.environ["SLURM_CONF"] = str(folder / "slurm.conf")
+    cluster = Cluster()
     try:
-        yield Cluster()
+        yield cluster
     finally:
+        for running in cluster.started:
+            running.process.kill()
         subprocess.run(["scancel", "--user=root"], check=False, timeout=30)
         subprocess.run([str(SCRIPTS / "stop.sh"), str(folder)], check=True, timeout=30)
         os.environ.pop("SLURM_CONF")

@@ -115,7 +115,7 @@ def test_a_preempted_job_saves_is_requeued_and_ends_with_the_same_weights(
 
 def test_a_job_at_its_time_limit_saves_and_goes_on(cluster: Cluster, tmp_path: Path) -> None:
     # Slurm sends the signal up to a minute early
-    typed = ("do=train", "steps=150", "hydra.launcher.time_min=1")
+    typed = ("do=train", "steps=400", "hydra.launcher.time_min=1")
     running = cluster.start(*typed, "hydra.launcher.signal_lead_s=30", folder=tmp_path)
     run = tmp_path / "run"
     until(lambda: (run / "saved.pt").is_file())

@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ from pages import parse
 from small_runs import SAMPLES, small_config, train
 
 from cosmos_hydra import runs
-from cosmos_hydra.claim import claim
 from cosmos_hydra.config import SampleFormat
+from cosmos_hydra.data.ledger import Ledger
 from cosmos_hydra.data.store import Layout
 
 METRIC = "metric: val_loss, lower is better"
@@ -260,9 +261,11 @@ def test_a_pipeline_makes_its_samples_once_and_jobs_at_once_wait_for_each_other(
     held = threading.Event()
 
     def hold() -> None:
-        with claim(layout.lock, "data.path"):
+        with closing(Ledger(layout.lock)) as ledger:
+            assert ledger.enter()
+            ledger.sign()
             held.set()
-            time.sleep(1.5)
+            time.sleep(8)  # longer than a job takes to get there
 
     holder = threading.Thread(target=hold)
     holder.start()

@@ -10,6 +10,8 @@ import pytest
 from pages import ParsedPage, parse
 from small_runs import SAMPLES, small_config, train
 
+from cosmos_hydra.data.clips import TRAIN
+from cosmos_hydra.data.store import open_store
 from cosmos_hydra.tracking import report_html
 from cosmos_hydra.tracking.report import write_report
 
@@ -137,18 +139,22 @@ def test_the_verdict_compares_with_both_baselines(
 def test_skipped_steps_are_counted_marked_and_blamed_on_clips(
     small_samples: Path, tmp_path: Path
 ) -> None:
+    worst, *others = open_store(str(small_samples / SAMPLES)).splits[TRAIN]
     bad = {"loss": None, "grad_norm": None, "skipped": True}
     write_rows(tmp_path, training(1), training(2, **bad), training(3, **bad), training(4))
     losses = [
         {"step": step, "sample": sample, "sigma": 1.0, "loss": loss}
-        for step, sample, loss in ((2, "3", None), (2, "4", 1.0), (3, "3", None), (4, "5", 1.0))
+        for step, sample, loss in (
+            *((2, worst, None), (2, others[0], 1.0)),
+            *((3, worst, None), (4, others[1], 1.0)),
+        )
     ]
     write_rows(tmp_path, *losses, name="losses.jsonl")
     page = report_of(tmp_path, small_samples)
     assert "Skipped steps2" in page.sections["header"]
     assert "no finite number did not change the weights" in page.sections["hardest-clips"]
     [_, row] = page.rows["hardest-clips"]
-    assert row[:2] == ["2", "3"]
+    assert row[:2] == ["2", worst]
     assert row[2].endswith(".mp4")
     plots = page.plots()
     assert ">skipped step</text>" in plots["Training loss"]

@@ -123,7 +123,7 @@ def _write_to(log: Path) -> None:
     """Append output to this rank's log, under a line that says which attempt it is of."""
     with log.open("ab", buffering=0) as file:
         if file.tell():
-            file.write(time.strftime("\n== started again %Y-%m-%d %H:%M:%S ==\n").encode())
+            file.write(time.strftime("\n== started %Y-%m-%d %H:%M:%S ==\n").encode())
         for descriptor in (STDOUT, STDERR):
             os.dup2(file.fileno(), descriptor)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]

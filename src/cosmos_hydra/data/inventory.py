@@ -4,15 +4,20 @@ Invariant, printed and stored: found = kept + skipped(reason) + failed(reason), 
 """
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
+import numpy as np
+import torch
+
 from cosmos_hydra import config as schema
-from cosmos_hydra import files
 from cosmos_hydra.config import Config, TextEncoderKind, TokenizerKind
-from cosmos_hydra.data import sources
-from cosmos_hydra.data.clips import HELD_OUT, Clip, ClipPlanner
-from cosmos_hydra.data.sources import Episode
+from cosmos_hydra.data.clips import HELD_OUT, TRAIN, Clip, ClipPlanner, Region, Span
+from cosmos_hydra.data.motion import motion_of, rows_within, statistics
+from cosmos_hydra.data.sources import Episode, Found
+from cosmos_hydra.data.spans import span_of
 from cosmos_hydra.data.video import UnreadableVideo, VideoInfo, probe
 from cosmos_hydra.errors import StageError
 from cosmos_hydra.logs import progress
@@ -23,13 +28,19 @@ from cosmos_hydra.models.identity import (
     weights_folder,
 )
 
+# what `identity` has of a video
+IDENTITY = ("sha256", "caption", "episode", "first_frame", "num_frames", "motion_sha256")
 # where videos and samples lie does not change what the samples are
 PLACES = ("name", "source", "path", "captions")
+SAME_AS = "same bytes as"
 
 
 @dataclass
 class Inventory:
-    """Videos by fate, and the clips of those kept."""
+    """Videos by fate, and the clips of those kept.
+
+    `infos` and `hashes` are of whole files, `spans` what of them belongs to the video.
+    """
 
     episodes: dict[str, Episode]
     infos: dict[str, VideoInfo]
@@ -37,6 +48,8 @@ class Inventory:
     clips: list[Clip]
     skipped: dict[str, str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+    spans: dict[str, Span] = field(default_factory=dict)
+    regions: dict[str, list[Region]] = field(default_factory=dict)
 
     def drop(self, name: str, reason: str) -> None:
         """Count a video as failed and forget its clips."""
@@ -44,13 +57,57 @@ class Inventory:
         del self.episodes[name]
         self.clips = [clip for clip in self.clips if clip.video != name]
 
+    def skip(self, name: str, reason: str) -> None:
+        """Count a video as skipped."""
+        self.skipped[name] = reason
+        del self.episodes[name], self.infos[name], self.spans[name]
+
+    def motion(self, clip: Clip) -> dict[str, torch.Tensor]:
+        """Return action and state of a clip's frames, float32 [F, D], as far as known."""
+        name = clip.video
+        return motion_of(
+            self.episodes[name], self.infos[name], self.spans[name], clip.frame_indices
+        )
+
+    def identity(self, name: str) -> dict[str, Any]:
+        """Return what, beside the settings, decides what a video's samples hold, JSON-ready."""
+        episode, span = self.episodes[name], self.spans[name]
+        return {
+            "sha256": self.hashes[name],
+            "caption": episode.caption,
+            "episode": episode.episode,
+            "first_frame": span.first,
+            "num_frames": span.stop - span.first,
+            "motion_sha256": {kind: motion.sha256 for kind, motion in episode.motion.items()},
+        }
+
+    def motion_statistics(self) -> dict[str, Any]:
+        """Return names and statistics of action and state over what is trained on, JSON-ready."""
+        columns = {
+            key: motion.names
+            for episode in self.episodes.values()
+            for key, motion in episode.motion.items()
+        }
+        return statistics(columns, self._training_rows())
+
+    def _training_rows(self) -> Iterator[dict[str, np.ndarray]]:
+        seen = set()
+        for name, episode in self.episodes.items():
+            if episode.episode in seen:
+                continue  # another camera, the same rows
+            seen.add(episode.episode)
+            for region in self.regions[name]:
+                if region.split == TRAIN:
+                    whole = (episode, self.infos[name], self.spans[name])
+                    yield rows_within(*whole, region.first, region.stop)
+
     def counts(self) -> dict[str, Any]:
         """Return the numbers of videos by fate, with reasons."""
         kept, skipped, failed = len(self.episodes), len(self.skipped), len(self.failed)
         return {
             "found": kept + skipped + failed,
             "kept": kept,
-            "skipped": dict(Counter(self.skipped.values())),
+            "skipped": dict(Counter(map(_kind, self.skipped.values()))),
             "failed": dict(Counter(self.failed.values())),
         }
 
@@ -69,14 +126,14 @@ class Inventory:
             "counts": self.counts(),
             "skipped": self.skipped,
             "failed": self.failed,
+            "motion": self.motion_statistics(),
             "videos": {
                 name: {
-                    "sha256": self.hashes[name],
-                    "num_frames": self.infos[name].num_frames,
+                    **self.identity(name),
+                    "task": episode.task,
                     "fps": self.infos[name].fps,
                     "height": self.infos[name].height,
                     "width": self.infos[name].width,
-                    "caption": episode.caption,
                     "caption_from": episode.caption_from,
                 }
                 for name, episode in self.episodes.items()
@@ -84,36 +141,62 @@ class Inventory:
         }
 
 
-def take_inventory(config: Config) -> Inventory:
-    """Return what the configured source offers, having looked at every video.
+def take_inventory(config: Config, found: Found, hashes: dict[str, str]) -> Inventory:
+    """Return what a source offers, having looked at every video; `hashes` has their sha256.
 
     Raises: StageError when no video is left.
     """
     data = config.data
-    found = sources.find(data)
-    planner = ClipPlanner(data.frames, data.fps, data.chunks_per_video, data.held_out, data.seed)
-    inventory = Inventory({}, {}, {}, [], dict(found.skipped), dict(found.failed))
-    with progress("look", len(found.episodes), "videos") as bar:
-        for episode in found.episodes:
-            try:
-                info = probe(episode.video)
-            except UnreadableVideo as error:
-                inventory.failed[episode.name] = str(error)
-            else:
-                if planner.is_long_enough(info):
-                    inventory.episodes[episode.name] = episode
-                    inventory.infos[episode.name] = info
-                    inventory.hashes[episode.name] = files.sha256_of(episode.video)
-                else:
-                    inventory.skipped[episode.name] = _too_short(data)
-            bar.advance()
+    inventory, planner = look(found), planner_of(data)
+    same: dict[tuple[str, int, int], str] = {}
+    for name in list(inventory.episodes):
+        span = inventory.spans[name]
+        if not planner.is_long_enough(inventory.infos[name], span):
+            inventory.skip(name, _too_short(data))
+            continue
+        first = same.setdefault((hashes[name], span.first, span.stop), name)
+        if first == name:
+            inventory.hashes[name] = hashes[name]
+        else:  # one might be trained on and the other held out
+            inventory.skip(name, f"{SAME_AS} {first}")
     if not inventory.episodes:
         raise StageError(
             f"data.source={data.source} gives no sample: {inventory.summary()}; "
             f"see the reasons, or lower data.frames"
         )
-    inventory.clips = planner.plan(inventory.infos)
+    inventory.regions = planner.regions(inventory.infos, inventory.spans)
+    inventory.clips = planner.plan(inventory.infos, inventory.spans)
     return inventory
+
+
+def look(found: Found) -> Inventory:
+    """Return every video that can be read, however short, without hashes or clips."""
+    inventory = Inventory({}, {}, {}, [], dict(found.skipped), dict(found.failed))
+    # the parts of one file follow each other
+    probe_once = lru_cache(maxsize=8)(probe)
+    with progress("look", len(found.episodes), "videos") as bar:
+        for episode in found.episodes:
+            name = episode.name
+            try:
+                info = probe_once(episode.video)
+                inventory.spans[name] = span_of(episode, info)
+            except UnreadableVideo as error:
+                inventory.failed[name] = str(error)
+            else:
+                inventory.episodes[name], inventory.infos[name] = episode, info
+            bar.advance()
+    return inventory
+
+
+def planner_of(data: schema.DataConfig) -> ClipPlanner:
+    """Return what plans the configured clips."""
+    return ClipPlanner(
+        data.frames, data.fps, data.chunks_per_video, data.held_out, data.seed, data.max_overlap
+    )
+
+
+def _kind(reason: str) -> str:
+    return f"{SAME_AS} another video" if reason.startswith(SAME_AS) else reason
 
 
 def _too_short(data: schema.DataConfig) -> str:
@@ -137,7 +220,7 @@ def messages(config: Config, inventory: Inventory) -> list[str]:
     if short:
         lines.append(
             f"data.chunks_per_video={data.chunks_per_video} asks for {asked} clips, {len(clips)} "
-            f"were made: {len(short)} videos have too few start frames for more"
+            f"were made: {len(short)} videos {_limit(data)}"
         )
     if data.held_out and not held_out:
         lines.append("nothing is held out: the videos are too short to share without overlap")
@@ -146,6 +229,15 @@ def messages(config: Config, inventory: Inventory) -> list[str]:
         if slower:
             lines.append(f"data.fps={data.fps:g} repeats frames of {slower} slower videos")
     return lines
+
+
+def _limit(data: schema.DataConfig) -> str:
+    if data.max_overlap == 1:
+        return "have too few start frames for more"
+    return (
+        f"are too short for more that share at most {data.max_overlap:.0%} of their frames "
+        f"(data.max_overlap={data.max_overlap:g}; 1 allows every start frame)"
+    )
 
 
 def _clip_counts(data: schema.DataConfig, clips: int, held_out: int) -> str:

@@ -1,58 +1,49 @@
 """Turn videos into samples: fit or load the tokenizer, encode captions once each, encode clips.
 
-The same command goes on where it stopped and does nothing when all is done. `plan.json` records
-the settings before the first sample, `manifest.json` after the last.
+The same command goes on where it stopped, does nothing when all is done, and makes only what is
+new when something has changed. Several processes, ranks of one job or not, share the work.
 """
 
 import gc
 import logging
+import os
+import shutil
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
-from functools import cached_property
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from functools import cache, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from cosmos_hydra import config as schema
-from cosmos_hydra import files
-from cosmos_hydra.changes import difference
-from cosmos_hydra.claim import claim
-from cosmos_hydra.config import Config, TokenizerKind
+from cosmos_hydra.config import Config, Fit, TokenizerKind
+from cosmos_hydra.data.ahead import Decoded, decode_together
+from cosmos_hydra.data.captions import encode_captions
 from cosmos_hydra.data.clips import TRAIN, Clip
-from cosmos_hydra.data.inventory import (
-    Inventory,
-    messages,
-    settings,
-    take_inventory,
-)
-from cosmos_hydra.data.store import FORMAT_VERSION, Layout, SampleStore, open_store
-from cosmos_hydra.data.video import UnreadableVideo, decode, fit_frames, to_signed
-from cosmos_hydra.data.writer import SampleWriter
+from cosmos_hydra.data.encode import encode_clips
+from cosmos_hydra.data.inventory import Inventory
+from cosmos_hydra.data.keys import clip_part
+from cosmos_hydra.data.ledger import Ledger, Shares
+from cosmos_hydra.data.manifest import complete
+from cosmos_hydra.data.plan import Work
+from cosmos_hydra.data.planner import Planner
+from cosmos_hydra.data.preview import write_previews
+from cosmos_hydra.data.store import Layout, SampleStore, open_store
+from cosmos_hydra.data.video import ContentBox, UnreadableVideo, decode, fit_frames, to_signed
+from cosmos_hydra.data.writer import SampleWriter, Texts
 from cosmos_hydra.engines.torch.team import Team
 from cosmos_hydra.errors import StageError
 from cosmos_hydra.logs import progress
-from cosmos_hydra.models.text import TextEmbedding, load_text_encoder
+from cosmos_hydra.models.fast_autoencoder import COMPILED, EAGER, Way
 from cosmos_hydra.models.tokenizer import Tokenizer, load_tokenizer
 from cosmos_hydra.models.toy_tokenizer import ToyTokenizer
-from cosmos_hydra.reading import read_json
 from cosmos_hydra.seeds import numpy_generator
 
+DECODED_TOGETHER_BYTES = 3 << 28  # of one video, by each of the decoding threads
+WORTH_COMPILING = 100  # clips; 21 s, then 0.1 s instead of 0.3 s a clip (H200, 121x704x1280)
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class Work:
-    """What is to be made, as rank 0 has found it."""
-
-    plan: dict[str, Any]
-    inventory: Inventory
-
-    @cached_property
-    def ids(self) -> dict[Clip, str]:
-        """Return the name of each clip's sample."""
-        return {clip: str(number) for number, clip in enumerate(self.inventory.clips)}
 
 
 def prepare(
@@ -64,256 +55,206 @@ def prepare(
     """Return the samples of the configured source, making those that are missing.
 
     `begin` is called when nothing is left that would be refused. Every rank of the team calls
-    this: rank 0 plans, and each makes its share of the clips.
+    this: rank 0 plans, and all make what no other process is making.
 
     Raises: ConfigError when encoder weights are missing; StageError when no sample can be made,
-    when data.path holds other samples, or when another process writes there.
+    when data.path holds something else, or when other processes fill it with other samples.
     """
     layout = Layout(Path(config.data.path).expanduser(), config.data.format)
     team = team or Team()
-    with ExitStack() as stack:
-        work = team.decide(lambda: _plan(config, layout, device, begin, stack))
+    planner = Planner(config, layout, device, begin, _fit_tokenizer)
+    with closing(Ledger(layout.lock)) as ledger:
+        work = team.decide(lambda: planner.plan(ledger))
         if work is not None:
-            _make(config, layout, work, device, team)
-        return open_store(config.data.path)
+            if not team.is_first:
+                ledger.join(work.num_groups)
+            if team.size > 1:
+                logger.info(f"{team.size} ranks share them; shown is what rank 0 does")
+            _make(config, layout, work, device, ledger, team.size)
+            last = Shares(ledger, work.num_groups - 1, [[work]], lambda _: False)
+            team.decide(lambda: last.work(lambda one: complete(config, layout, next(one), ledger)))
+        store = open_store(config.data.path)
+        if config.preprocess.preview:
+            team.decide(lambda: _show(config, layout, work or planner.work(), store, device))
+        return store
 
 
-def _plan(
-    config: Config,
-    layout: Layout,
-    device: torch.device,
-    begin: Callable[[], None],
-    stack: ExitStack,
-) -> Work | None:
-    """Claim the folder and return what is to be made in it; None if nothing is."""
-    stack.enter_context(claim(layout.lock, f"data.path={layout.folder}"))
-    # the NeMo reader would take them for samples
-    files.remove_leftovers(layout.folder, layout.folder / "text")
-    files.remove_leftovers(layout.folder.parent, prefix=f".{layout.folder.name}.")
-    wanted = settings(config)
-    inventory = take_inventory(config)
-    for line in messages(config, inventory):
-        logger.info(line)
-    videos = {
-        name: {"sha256": inventory.hashes[name], "caption": episode.caption}
-        for name, episode in inventory.episodes.items()
-    }
-    plan = {"settings": wanted, "videos": videos}
-    is_done = _is_done(layout, plan)
-    begin()
-    if is_done:
-        logger.info(f"samples in {layout.folder} are up to date")
-        return None
-    model = config.model
-    logger.info(
-        f"encoding with the {model.tokenizer.kind} tokenizer and the {model.text_encoder.kind} "
-        f"text encoder on {device}, into {layout.folder}"
-    )
-    files.write_json(layout.beside("plan.json"), plan)
-    return Work(plan, inventory)
-
-
-def _make(config: Config, layout: Layout, work: Work, device: torch.device, team: Team) -> None:
-    team.decide(lambda: _fit_tokenizer(config, work.inventory, layout))
-    tokenizer = load_tokenizer(config.model, layout.tokenizer, device)
-    texts, text_identity = team.decide(lambda: _encode_captions(config, work.inventory, device))
-    failed = _encode_clips(config, work, layout, tokenizer, texts, team)
-    found = {video: reason for part in team.gather(failed) for video, reason in part.items()}
-    identities = (tokenizer.identity, text_identity)
-    team.decide(lambda: _complete(config, layout, work, found, *identities))
-    del tokenizer, texts
-    gc.collect()
-
-
-def _complete(
+def _make(
     config: Config,
     layout: Layout,
     work: Work,
-    failed: dict[str, str],
-    tokenizer: Any,
-    text_encoder: Any,
+    device: torch.device,
+    ledger: Ledger,
+    num_ranks: int,
 ) -> None:
-    """Write the manifest, without the videos that failed."""
-    inventory, ids = work.inventory, work.ids
-    for video in sorted(failed):
-        _forget(inventory, layout, video, failed[video], ids)
-    if not inventory.clips:
-        raise StageError(f"data.source={config.data.source} gives no sample: {inventory.summary()}")
-    if failed:
-        logger.info(inventory.summary())
-    manifest = {
-        "format_version": FORMAT_VERSION,
-        "settings": work.plan["settings"],
-        "config": schema.to_dict(config),
-        "tokenizer": tokenizer,
-        "text_encoder": text_encoder,
-        **inventory.describe(),
-        "samples": [
-            {
-                "id": ids[clip],
-                "split": clip.split,
-                "video": clip.video,
-                "start_frame": clip.start_frame,
-                "fps": clip.fps,
-                "caption": inventory.episodes[clip.video].caption,
-            }
-            for clip in inventory.clips
-        ],
-    }
-    identity = ("settings", "videos", "samples", "tokenizer", "text_encoder")
-    manifest["content_hash"] = files.sha256_of_json({key: manifest[key] for key in identity})
-    files.write_json(layout.manifest, manifest)
-    layout.beside("plan.json").unlink(missing_ok=True)
-
-
-def _is_done(layout: Layout, plan: dict[str, Any]) -> bool:
-    """Return whether the folder is complete; refuse one that was made with other settings."""
-    for path, is_complete in ((layout.manifest, True), (layout.beside("plan.json"), False)):
-        if not path.is_file():
-            continue
-        try:
-            old = read_json(path)
-            changes = difference(old["settings"], plan["settings"])
-            changes += _changed_videos(old, plan)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise StageError(
-                f"{path} is damaged; remove {layout.folder} and preprocess again"
-            ) from error
-        if changes:
-            shown = ", ".join(changes[:4]) + (", ..." if len(changes) > 4 else "")
-            raise StageError(
-                f"data.path={layout.folder} holds samples made otherwise ({shown}); "
-                f"choose another data.path or remove the folder"
-            )
-        return is_complete
-    if layout.folder.is_dir() and any(path != layout.lock for path in layout.folder.iterdir()):
-        raise StageError(
-            f"data.path={layout.folder} is not empty and not ours; choose another data.path"
-        )
-    return False
-
-
-def _changed_videos(old: dict[str, Any], plan: dict[str, Any]) -> list[str]:
-    """Return a text for every video that is new, gone or has other content or another caption."""
-    before = {name: (video["sha256"], video["caption"]) for name, video in old["videos"].items()}
-    # a video that failed while it was encoded is not in the manifest
-    failed = old.get("failed", {})
-    now = {
-        name: (video["sha256"], video["caption"])
-        for name, video in plan["videos"].items()
-        if name not in failed
-    }
-    names = sorted(before.keys() | now.keys())
-    return [f"video {name}" for name in names if before.get(name) != now.get(name)]
-
-
-def read_clip(config: Config, inventory: Inventory, clip: Clip) -> tuple[torch.Tensor, dict]:
-    """Return a clip's pixels uint8 [3, F, H, W] and where in them the picture lies."""
-    frames_FHWC = decode(inventory.episodes[clip.video].video, list(clip.frame_indices))
-    data = config.data
-    video_CFHW, box = fit_frames(frames_FHWC, data.height, data.width, data.fit)
-    return video_CFHW, vars(box)
-
-
-def _fit_tokenizer(config: Config, inventory: Inventory, layout: Layout) -> None:
-    if config.model.tokenizer.kind is TokenizerKind.toy and not layout.tokenizer.is_file():
-        clips = [clip for clip in inventory.clips if clip.split == TRAIN]
-        limit = config.data.tokenizer_clips
-        if len(clips) > limit:
-            generator = numpy_generator(config.data.seed, "tokenizer")
-            chosen = generator.choice(len(clips), limit, replace=False)
-            clips = [clips[index] for index in sorted(chosen)]
-        fitted = ToyTokenizer.fit(_pixels(config, inventory, clips), config.data.seed)
-        if not fitted.tensors:
-            raise StageError(
-                f"data.source={config.data.source} has no training clip that can be decoded; "
-                f"replace the damaged videos"
-            )
-        fitted.save(layout.tokenizer)
-
-
-def _pixels(config: Config, inventory: Inventory, clips: list[Clip]) -> Iterator[torch.Tensor]:
-    with progress("fit tokenizer", len(clips), "clips") as bar:
-        for clip in clips:
-            try:
-                video_CFHW, _ = read_clip(config, inventory, clip)
-            except UnreadableVideo:
-                continue  # reported when its samples are made
-            yield to_signed(video_CFHW)
-            bar.advance()
-
-
-def _encode_captions(
-    config: Config, inventory: Inventory, device: torch.device
-) -> tuple[dict[str, TextEmbedding], dict[str, Any]]:
-    """Encode every distinct caption once; the encoder is gone when this returns."""
-    captions = sorted({episode.caption for episode in inventory.episodes.values()})
-    encoder = load_text_encoder(config.model, device)
-    texts = {}
-    with progress("encode text", len(captions), "captions") as bar:
-        for caption in captions:
-            texts[caption] = encoder.encode(caption)
-            if texts[caption].mask_T.all():
-                logger.warning(
-                    f"caption fills all {config.model.text_tokens} tokens and may be cut: "
-                    f"{caption[:60]}..."
-                )
-            bar.advance()
-    identity = encoder.identity
-    del encoder
+    texts = Texts(layout, work.text_encoder)
+    encode_captions(config, work, texts, device, ledger)
+    ways = _ways(config, len(work.missing) // num_ranks, device)
+    made = _encode_clips(config, layout, work, texts, device, ledger, ways)
+    logger.info(f"made {made} of {len(work.missing)} samples")
     gc.collect()
-    return texts, identity
+
+
+def _ways(config: Config, clips: int, device: torch.device) -> frozenset[Way]:
+    """Return how the tokenizer is made faster; unasked, it is compiled where that pays."""
+    is_compiled = config.preprocess.compile
+    if device.type != "cuda":
+        if is_compiled:
+            logger.warning("preprocess.compile=true has no effect on a CPU")
+        return EAGER
+    if is_compiled is None:
+        has_compiler = any(shutil.which(name) for name in ("cc", "gcc", "clang"))
+        is_compiled = clips >= WORTH_COMPILING and has_compiler
+    if is_compiled and config.model.tokenizer.kind is TokenizerKind.cosmos:
+        logger.info("the tokenizer is compiled for this clip size (preprocess.compile=false: not)")
+    return COMPILED if is_compiled else EAGER
 
 
 def _encode_clips(
     config: Config,
-    work: Work,
     layout: Layout,
-    tokenizer: Tokenizer,
-    texts: dict[str, TextEmbedding],
-    team: Team,
-) -> dict[str, str]:
-    """Make this rank's samples and return the videos that could not be decoded, with reasons."""
+    work: Work,
+    texts: Texts,
+    device: torch.device,
+    ledger: Ledger,
+    ways: frozenset[Way],
+) -> int:
+    """Make the samples that no other process makes; return how many when all are made."""
     writer = SampleWriter(layout)
-    inventory, ids = work.inventory, work.ids
-    missing = team.decide(lambda: [c for c in inventory.clips if not layout.info(ids[c]).is_file()])
-    clips = team.share(missing)
-    done = len(ids) - len(missing)
-    if done:
-        logger.info(f"going on: {done} of {len(ids)} samples are there")
-    if team.size > 1:
-        logger.info(f"{team.size} ranks share them; shown is what rank 0 does")
-        done = 0
-    failed: dict[str, str] = {}
-    with progress("encode clips", done + len(clips), "clips", start=done) as bar:
+    failed = ledger.reported()
+    num_made = 0
+
+    @cache
+    def tokenizer() -> Tokenizer:
+        return load_tokenizer(config.model, work.fitted(layout), device, ways)
+
+    def is_made(clip: Clip) -> bool:
+        return clip.video in failed or layout.info(work.ids[clip]).is_file()
+
+    def count() -> None:
+        nonlocal num_made
+        num_made += 1
+        bar.advance()
+
+    def without_latent(clips: Iterator[Clip]) -> Iterator[Clip]:
+        """Yield the clips that must be encoded; make those whose latent another sample has."""
         for clip in clips:
             if clip.video in failed:
                 continue
-            try:
-                video_CFHW, content = read_clip(config, inventory, clip)
-            except UnreadableVideo as error:
-                failed[clip.video] = str(error)
-                continue
-            latent_CFHW = tokenizer.encode(to_signed(video_CFHW)[None])[0]
-            info = _info(config, inventory, clip, content)
-            text = texts[inventory.episodes[clip.video].caption]
-            writer.write(ids[clip], info, latent_CFHW, text)
-            bar.advance()
-    return failed
+            sample_id, text = work.ids[clip], texts.path(work.caption(clip))
+            other_id = work.latents.get(clip_part(sample_id))
+            info = _info(config, work.inventory, clip)
+            motion = work.inventory.motion(clip)
+            if other_id and writer.adopt(other_id, sample_id, info, text, motion):
+                count()
+            else:
+                yield clip
+
+    def write(clip: Clip, box: ContentBox, latent_CFHW: torch.Tensor) -> None:
+        info = _info(config, work.inventory, clip, vars(box))
+        text, motion = texts.path(work.caption(clip)), work.inventory.motion(clip)
+        writer.write(work.ids[clip], info, latent_CFHW, text, motion)
+
+    def encode(clips: Iterator[Clip]) -> None:
+        clips = without_latent(clips)
+        for first in clips:
+            wanted = chain([first], clips)
+            with (
+                _decoded(work.inventory, wanted, device) as decoded,
+                closing(encode_clips(decoded, tokenizer(), config.data, device, write)) as encoded,
+            ):
+                for clip, error in encoded:
+                    if error is None:
+                        count()
+                    else:
+                        failed[clip.video] = str(error)
+                        ledger.report(clip.video, str(error))
+
+    done = len(work.ids) - len(work.missing)
+    with progress("encode clips", len(work.ids), "clips", start=done) as bar:
+        Shares(ledger, len(work.caption_groups), work.clip_groups, is_made).work(encode)
+    return num_made
 
 
-def _forget(
-    inventory: Inventory, layout: Layout, video: str, reason: str, ids: dict[Clip, str]
+@contextmanager
+def _decoded(
+    inventory: Inventory, clips: Iterator[Clip], device: torch.device
+) -> Iterator[Iterator[Decoded]]:
+    """Yield clips with their frames, decoded ahead where a GPU would have to wait for them."""
+
+    def read(video: str, indices: list[int]) -> torch.Tensor | UnreadableVideo:
+        try:
+            return decode(inventory.episodes[video].video, indices)
+        except UnreadableVideo as error:
+            return error
+
+    def most_frames(video: str) -> int:
+        info = inventory.infos[video]
+        return DECODED_TOGETHER_BYTES // (3 * info.height * info.width)
+
+    def read_one(clip: Clip) -> torch.Tensor | UnreadableVideo:
+        try:
+            return read_clip(inventory, clip)
+        except UnreadableVideo as error:
+            return error
+
+    if device.type != "cuda":
+        yield ((clip, read_one(clip)) for clip in clips)
+        return
+    workers = max(1, len(os.sched_getaffinity(0)) // 2)
+    with ThreadPoolExecutor(workers) as executor:
+        yield decode_together(clips, read, most_frames, executor, workers)
+
+
+def _show(
+    config: Config, layout: Layout, work: Work, store: SampleStore, device: torch.device
 ) -> None:
-    logger.warning(f"{video}: {reason}; its clips are left out")
-    for clip in inventory.clips:
-        if clip.video == video:
-            for file in layout.folder.glob(f"{ids[clip]}.*"):
-                file.unlink()
-    inventory.drop(video, reason)
+    clips = {work.ids[clip]: clip for clip in work.inventory.clips}
+    tokenizer = load_tokenizer(config.model, work.fitted(layout), device)
+    count = config.preprocess.preview_clips
+    write_previews(store, clips, partial(read_clip, work.inventory), tokenizer, config.data, count)
 
 
-def _info(config: Config, inventory: Inventory, clip: Clip, content: dict) -> dict[str, Any]:
+def read_clip(inventory: Inventory, clip: Clip) -> torch.Tensor:
+    """Return a clip's frames as recorded, uint8 [F, H, W, 3].
+
+    Raises: UnreadableVideo.
+    """
+    return decode(inventory.episodes[clip.video].video, list(clip.frame_indices))
+
+
+def _fit_tokenizer(config: Config, inventory: Inventory, path: Path) -> None:
+    clips = [clip for clip in inventory.clips if clip.split == TRAIN]
+    limit = config.data.tokenizer_clips
+    if len(clips) > limit:
+        generator = numpy_generator(config.data.seed, "tokenizer")
+        chosen = generator.choice(len(clips), limit, replace=False)
+        clips = [clips[index] for index in sorted(chosen)]
+    fitted = ToyTokenizer.fit(_pixels(config, inventory, clips), config.data.seed)
+    if not fitted.tensors:
+        raise StageError(
+            f"data.source={config.data.source} has no training clip that can be decoded; "
+            f"replace the damaged videos"
+        )
+    fitted.save(path)
+
+
+def _pixels(config: Config, inventory: Inventory, clips: list[Clip]) -> Iterator[torch.Tensor]:
+    data = config.data
+    with progress("fit tokenizer", len(clips), "clips") as bar:
+        for clip in clips:
+            try:
+                frames_FHWC = read_clip(inventory, clip)
+            except UnreadableVideo:
+                continue  # reported when its samples are made
+            size = (data.height, data.width, data.fit, clip.pixel_aspect)
+            yield to_signed(fit_frames(frames_FHWC, *size)[0])
+            bar.advance()
+
+
+def _info(
+    config: Config, inventory: Inventory, clip: Clip, content: dict | None = None
+) -> dict[str, Any]:
     """Return info.json: height, width and fps are those of the latent's clip."""
     source = inventory.infos[clip.video]
     data = config.data
@@ -324,7 +265,7 @@ def _info(config: Config, inventory: Inventory, clip: Clip, content: dict) -> di
         "num_frames": data.frames,
         "video_path": clip.video,
         "start_frame": clip.start_frame,
-        "content": content if data.fit is schema.Fit.pad else None,
+        "content": content if data.fit is Fit.pad else None,
         "source": {
             "height": source.height,
             "width": source.width,

@@ -9,7 +9,7 @@ files and of itself, which are checked where they are there; other caches have n
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,9 @@ from cosmos_hydra.reading import (
     shown,
 )
 
-FORMAT_VERSION = 1
+# version 1 called samples 0, 1, ... and its tokenizer tokenizer.safetensors
+FORMAT_VERSION = 2
+READ_VERSIONS = (1, 2)
 MAX_FPS = 1000.0
 # what JSON of another shape than expected raises
 MISSHAPEN = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
@@ -55,14 +57,32 @@ class Layout:
         return self.beside("manifest.json")
 
     @property
-    def tokenizer(self) -> Path:
-        """Return where a fitted tokenizer is stored."""
-        return self.beside("tokenizer.safetensors")
+    def texts(self) -> Path:
+        """Return the folder of the captions' embeddings."""
+        return self.beside("text")
+
+    @property
+    def hashes(self) -> Path:
+        """Return the file that remembers the hashes of the videos."""
+        return self.beside("hashes.json")
+
+    @property
+    def ends(self) -> set[str]:
+        """Return how the names of a sample's files end."""
+        if self.format is SampleFormat.nemo:
+            tensors = ("video_latent", "t5_text_embeddings", "t5_text_mask")
+            return {"info.json", *(f"{name}.pth" for name in tensors)}
+        return {"info.json", "video_latent.safetensors"}
 
     @property
     def lock(self) -> Path:
         """Return the file that a process holds while it writes here."""
         return self.beside("lock" if self.format is SampleFormat.nemo else ".lock")
+
+    @property
+    def readers(self) -> Path:
+        """Return the file that runs hold while they read here."""
+        return self.beside("readers" if self.format is SampleFormat.nemo else ".readers")
 
     def info(self, sample_id: str) -> Path:
         return self.folder / f"{sample_id}.info.json"
@@ -102,6 +122,11 @@ class SampleStore:
         """Return a hash of what the samples are: config, sources, plan, encoders."""
         return str(self.manifest["content_hash"])
 
+    @property
+    def fitted_tokenizer(self) -> Path:
+        """Return the tokenizer that was fitted on the videos, which may not exist."""
+        return self.layout.beside(self.manifest.get("fitted_tokenizer") or "tokenizer.safetensors")
+
     def name_of(self, sample_id: str) -> str:
         """Return a sample's id with the clip it is, for messages."""
         entry = next(e for e in self.manifest["samples"] if e["id"] == sample_id)
@@ -126,10 +151,24 @@ class SampleStore:
         try:
             yield
         except (OSError, *MISSHAPEN) as error:
+            if self._is_replaced():
+                raise StageError(
+                    f"data.path={self.layout.folder} was preprocessed otherwise while its samples "
+                    f"were being read, and sample {sample_id} is gone; begin a new run"
+                ) from error
             raise StageError(
                 f"data.path={self.layout.folder} sample {sample_id} cannot be read "
                 f"({_reason(error)}); remove the folder and preprocess again"
             ) from error
+
+    def _is_replaced(self) -> bool:
+        """Return whether the folder has another manifest by now."""
+        with suppress(StageError):
+            layout = self.layout
+            return (
+                layout.manifest.is_file() and _open_ours(layout).content_hash != self.content_hash
+            )
+        return False
 
     def _info(self, sample_id: str) -> dict[str, Any]:
         return _read(contained(self.layout.folder, f"{sample_id}.info.json"), _read_info)
@@ -250,10 +289,10 @@ def _open_ours(layout: Layout) -> SampleStore:
     try:
         manifest = read_json(contained(layout.manifest.parent, layout.manifest.name))
         version = manifest.get("format_version")
-        if version != FORMAT_VERSION:
+        if version not in READ_VERSIONS:
             raise StageError(
                 f"{layout.manifest} has format_version {shown(version)}, this program reads "
-                f"{FORMAT_VERSION}; preprocess again"
+                f"{' and '.join(map(str, READ_VERSIONS))}; preprocess again"
             )
         _check(manifest)
         return SampleStore(layout, manifest)
@@ -269,6 +308,7 @@ def _check(manifest: dict[str, Any]) -> None:
     for name, wanted in types.items():
         if not isinstance(manifest.get(name), wanted):
             raise ValueError(f"{name} is missing or misshapen")
+    plain_name(manifest.get("fitted_tokenizer") or "none")
     for entry in manifest["samples"]:
         if not isinstance(entry.get("caption", ""), str):
             raise ValueError("a caption is no text")

@@ -1,15 +1,15 @@
-"""Decode frames, fit them to the clip size, and write videos.
+"""Decode single videos, fit frames to the clip size, and write videos.
 
 Legend: F frames, H W picture height/width, C = 3 colour channels. Pixels are uint8 until a
 tokenizer asks for [-1, 1].
 """
 
-from contextlib import suppress
+import atexit
+import os
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
-from typing import Any
 
 import av
 import numpy as np
@@ -17,34 +17,11 @@ import torch
 
 from cosmos_hydra import files
 from cosmos_hydra.config import Fit
-from cosmos_hydra.data.decoder import decord
+from cosmos_hydra.data.decode_pool import DecodePool, VideoInfo
+from cosmos_hydra.data.decode_pool import UnreadableVideo as UnreadableVideo
 
 VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"}
 FRAMES_AT_ONCE = 16  # keeps the float copy of a resize small
-DECODER_ERRORS = (decord.DECORDError, RuntimeError, IndexError, StopIteration, av.FFmpegError)
-# words in the decoders' messages, and what they mean to a user
-REASONS = {
-    "avcodec_send_packet": "damaged frames",
-    "threaded_decoder.cc": "damaged frames",
-    "filter_graph.cc": "damaged frames",
-    "broken metadata": "number of frames unknown",
-    "Invalid data": "no video file, or cut off",
-}
-
-
-class UnreadableVideo(Exception):
-    """A video file that cannot be decoded; the message is the reason, in a few words."""
-
-
-@dataclass(frozen=True)
-class VideoInfo:
-    """What a file holds. `start_s` has the presentation time of every frame, ascending."""
-
-    num_frames: int
-    fps: float
-    height: int
-    width: int
-    start_s: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -58,20 +35,11 @@ class ContentBox:
 
 
 def probe(path: Path) -> VideoInfo:
-    """Return what the file holds, decoding one frame.
+    """Return what the file holds, decoding one frame, in a process of its own.
 
     Raises: UnreadableVideo.
     """
-    reader = _open(path)
-    try:
-        _, height, width, _ = _read_forward(path, [0]).shape
-        start_s = _start_times(reader)
-    except DECODER_ERRORS as error:
-        raise UnreadableVideo(_reason(error)) from error
-    fps = float(reader.get_avg_fps())
-    if start_s is None:
-        start_s = np.arange(len(reader)) / fps
-    return VideoInfo(len(reader), fps, height, width, start_s)
+    return _pool(os.getpid()).probe(path)
 
 
 def decode(path: Path, frame_indices: list[int]) -> torch.Tensor:
@@ -79,94 +47,27 @@ def decode(path: Path, frame_indices: list[int]) -> torch.Tensor:
 
     Raises: UnreadableVideo.
     """
-    reader = _open(path)
-    try:
-        if _seeks_exactly(path, reader):
-            # it fails on narrow videos (dmlc/decord#336), now and then on sound HEVC
-            with suppress(decord.DECORDError):
-                return torch.from_numpy(reader.get_batch(frame_indices).asnumpy())
-        return torch.from_numpy(_read_forward(path, frame_indices))
-    except DECODER_ERRORS as error:
-        raise UnreadableVideo(_reason(error)) from error
+    return torch.from_numpy(_pool(os.getpid()).decode(path, frame_indices))
 
 
-def _seeks_exactly(path: Path, reader: Any) -> bool:
-    """Return whether decord finds the frames behind a key frame.
-
-    It numbers key frames in decoding order. Where frames shown earlier are decoded later (open
-    GOPs: the default of x265, MPEG-4 with B-frames), it lands a few frames off without a word.
-    """
-    if _start_times(reader) is None:
-        return False
-    return _shown_key_frames(path, path.stat().st_mtime_ns) == list(reader.get_key_indices())
-
-
-@lru_cache(maxsize=64)
-def _shown_key_frames(path: Path, modified_ns: int) -> list[int]:
-    """Return which frames, in the order they are shown, are key frames; reads no pixels."""
-    with av.open(str(path)) as container:
-        packets = [
-            (packet.pts, packet.is_keyframe)
-            for packet in container.demux(container.streams.best("video"))
-            if packet.size
-        ]
-    shown = [is_key for _, is_key in sorted(packets, key=lambda packet: packet[0] or 0)]
-    return [int(index) for index in np.flatnonzero(shown)]
-
-
-def _start_times(reader: Any) -> np.ndarray | None:
-    """Return the time each frame is shown, seconds; None if the file does not say, as some AVI."""
-    start_s = np.asarray(reader.get_frame_timestamp(range(len(reader)))[:, 0], np.float64)
-    return start_s if (np.diff(start_s) > 0).all() else None
-
-
-def _read_forward(path: Path, frame_indices: list[int]) -> np.ndarray:
-    """Return the frames asked for without decord, decoding all before them too."""
-    wanted, frames = set(frame_indices), {}
-    with av.open(str(path)) as container:
-        for index, frame in enumerate(container.decode(container.streams.best("video"))):
-            if index in wanted:
-                # turned as decord does, which follows the display matrix
-                turns = round(frame.rotation / 90)
-                frames[index] = np.rot90(frame.to_ndarray(format="rgb24"), turns)
-            if len(frames) == len(wanted):
-                return np.stack([frames[index] for index in frame_indices])
-    raise IndexError("fewer frames than announced")
-
-
-def _open(path: Path) -> Any:
-    if path.stat().st_size == 0:
-        raise UnreadableVideo("empty file")
-    try:
-        # asked first, since decord adds lines of its own on stderr
-        with av.open(str(path)) as container:
-            if container.streams.best("video") is None:
-                raise UnreadableVideo("no video stream")
-        reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=0)
-    except DECODER_ERRORS as error:
-        raise UnreadableVideo(_reason(error)) from error
-    if len(reader) == 0:
-        raise UnreadableVideo("no frames")
-    return reader
-
-
-def _reason(error: Exception) -> str:
-    for words, reason in REASONS.items():
-        if words in str(error):
-            return f"cannot be decoded ({reason})"
-    text = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return f"cannot be decoded ({text.rpartition('] ')[2][:120]})"
+@cache
+def _pool(process: int) -> DecodePool:
+    """Return this process's pool; a forked process gets one of its own."""
+    pool = DecodePool(os.cpu_count() or 1)
+    atexit.register(pool.close)
+    return pool
 
 
 def fit_frames(
-    frames_FHWC: torch.Tensor, height: int, width: int, fit: Fit
+    frames_FHWC: torch.Tensor, height: int, width: int, fit: Fit, pixel_aspect: float = 1.0
 ) -> tuple[torch.Tensor, ContentBox]:
     """Return uint8 [3, F, height, width] and where in it the picture lies.
 
     crop keeps the aspect ratio and cuts the longer side evenly; pad keeps it and adds black
-    borders; stretch changes it, as NVIDIA's script did. Bilinear with antialiasing.
+    borders; stretch changes it, as NVIDIA's script did. Bilinear with antialiasing. The aspect
+    ratio is that of the picture as shown: `pixel_aspect` is the width of a pixel over its height.
     """
-    source_height, source_width = frames_FHWC.shape[1:3]
+    source_height, source_width = frames_FHWC.shape[1], frames_FHWC.shape[2] * pixel_aspect
     scales = (height / source_height, width / source_width)
     if fit is Fit.stretch:
         resized = (height, width)
@@ -175,9 +76,10 @@ def fit_frames(
         resized = (round(source_height * scale), round(source_width * scale))
     if fit is Fit.crop:
         resized = (max(resized[0], height), max(resized[1], width))
-    small_FCHW = torch.cat(
-        [_resize(part.permute(0, 3, 1, 2), resized) for part in frames_FHWC.split(FRAMES_AT_ONCE)]
-    )
+    small_FCHW = frames_FHWC.permute(0, 3, 1, 2)
+    if resized != tuple(frames_FHWC.shape[1:3]):
+        parts = small_FCHW.split(FRAMES_AT_ONCE)
+        small_FCHW = torch.cat([_resize(part_FCHW, resized) for part_FCHW in parts])
     top, left = (resized[0] - height) // 2, (resized[1] - width) // 2
     if fit is not Fit.pad:
         cut_FCHW = small_FCHW[:, :, top : top + height, left : left + width]
@@ -189,8 +91,6 @@ def fit_frames(
 
 
 def _resize(frames_FCHW: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    if tuple(frames_FCHW.shape[2:]) == size:
-        return frames_FCHW
     resized = torch.nn.functional.interpolate(
         frames_FCHW.float(), size=size, mode="bilinear", antialias=True, align_corners=False
     )

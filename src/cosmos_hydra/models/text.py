@@ -4,14 +4,16 @@ Legend: T text tokens (512), D channels (1024). Rows past the caption are zero; 
 attends to them all the same, as the original does.
 """
 
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch.nn import functional
 
 from cosmos_hydra.config import ModelConfig, TextEncoderKind
 from cosmos_hydra.errors import ConfigError, StageError
@@ -27,6 +29,8 @@ from cosmos_hydra.reading import shown
 from cosmos_hydra.seeds import torch_generator
 
 KEY = "model.text_encoder.path"
+CAPTIONS_AT_ONCE = 16  # 8,192 tokens at most, enough to fill a GPU
+PADDED_TO = 64  # tokens; few lengths, few choices of kernels
 # what is taken from config.json; the rest of it could name code and kernels to load
 T5_SIZES = {
     **dict.fromkeys(("vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads"), int),
@@ -55,6 +59,9 @@ class TextEncoder(Protocol):
     def encode(self, caption: str) -> TextEmbedding:
         """Return the embedding of one caption, on the CPU."""
 
+    def encode_all(self, captions: Iterable[str]) -> Iterator[tuple[str, TextEmbedding]]:
+        """Yield every caption with its embedding, in the order that is fastest."""
+
 
 class HashTextEncoder:
     """Each word and position is a fixed random vector: no weights, yet captions differ."""
@@ -76,6 +83,9 @@ class HashTextEncoder:
         mask_T = torch.arange(self.num_tokens) < len(words)
         return TextEmbedding(embedding_TD.to(torch.bfloat16), mask_T)
 
+    def encode_all(self, captions: Iterable[str]) -> Iterator[tuple[str, TextEmbedding]]:
+        return ((caption, self.encode(caption)) for caption in captions)
+
 
 class T5TextEncoder:
     """The T5 encoder (t5-11b for the released models) from a folder in transformers layout.
@@ -86,6 +96,7 @@ class T5TextEncoder:
     def __init__(self, path: Path, num_tokens: int, device: torch.device) -> None:
         self.path, self.num_tokens, self.device = path, num_tokens, device
         self.tokenizer_path = _tokenizer_folder(path)
+        self.at_once, self.padded_to = _batching(num_tokens, device)
 
     @cached_property
     def tokenize(self) -> Callable[[str], list[int]]:
@@ -111,22 +122,44 @@ class T5TextEncoder:
         kind = TextEncoderKind.t5.name
         return {"kind": kind, "num_tokens": self.num_tokens, **folder_identity(self.path)}
 
-    @torch.no_grad()
     def encode(self, caption: str) -> TextEmbedding:
+        return self._encode([self._ids(caption)])[0]
+
+    def encode_all(self, captions: Iterable[str]) -> Iterator[tuple[str, TextEmbedding]]:
+        found = sorted(((self._ids(caption), caption) for caption in captions), key=_length)
+        for start in range(0, len(found), self.at_once):
+            ids, batch = zip(*found[start : start + self.at_once], strict=True)
+            yield from zip(batch, self._encode(ids), strict=True)
+
+    def _ids(self, caption: str) -> list[int]:
         ids = self.tokenize(caption)
         if not all(0 <= number < self.encoder.config.vocab_size for number in ids):
             raise StageError(
                 f"{self.tokenizer_path} holds the tokenizer of another encoder than {self.path}; "
                 f"take both from the same place"
             )
-        ids_BT = torch.zeros(1, self.num_tokens, dtype=torch.long)  # T5 pads with id 0
-        ids_BT[0, : len(ids)] = torch.tensor(ids)
-        mask_BT = torch.arange(self.num_tokens)[None] < len(ids)
+        return ids
+
+    @torch.no_grad()
+    def _encode(self, ids: Sequence[list[int]]) -> list[TextEmbedding]:
+        length_B = torch.tensor([len(tokens) for tokens in ids])
+        steps = math.ceil(int(length_B.max()) / self.padded_to)
+        num_tokens = min(self.num_tokens, steps * self.padded_to)
+        ids_BT = torch.zeros(len(ids), num_tokens, dtype=torch.long)  # T5 pads with id 0
+        for row_T, tokens in zip(ids_BT, ids, strict=True):
+            row_T[: len(tokens)] = torch.tensor(tokens)
+        mask_BT = torch.arange(self.num_tokens) < length_B[:, None]
         hidden_BTD = self.encoder(
-            input_ids=ids_BT.to(self.device), attention_mask=mask_BT.long().to(self.device)
-        ).last_hidden_state
-        embedding_TD = hidden_BTD[0].cpu() * mask_BT[0, :, None]
-        return TextEmbedding(embedding_TD.to(torch.bfloat16), mask_BT[0])
+            input_ids=ids_BT.to(self.device),
+            attention_mask=mask_BT[:, :num_tokens].long().to(self.device),
+        ).last_hidden_state.cpu()
+        hidden_BTD = functional.pad(hidden_BTD, (0, 0, 0, self.num_tokens - num_tokens))
+        embedding_BTD = (hidden_BTD * mask_BT[:, :, None]).to(torch.bfloat16)
+        # clones: what is kept of one caption does not keep the whole batch
+        return [
+            TextEmbedding(embedding_TD.clone(), mask_T.clone())
+            for embedding_TD, mask_T in zip(embedding_BTD, mask_BT, strict=True)
+        ]
 
 
 def load_text_encoder(model: ModelConfig, device: torch.device) -> TextEncoder:
@@ -144,6 +177,18 @@ def load_text_encoder(model: ModelConfig, device: torch.device) -> TextEncoder:
             f"model.text_dim={model.text_dim}; choose an encoder that fits the model"
         )
     return T5TextEncoder(path, model.text_tokens, device)
+
+
+def _batching(num_tokens: int, device: torch.device) -> tuple[int, int]:
+    """Return how many captions go together, and the step of the length they are padded to.
+
+    Masked tokens decide nothing, so a GPU is given few of them; results differ by rounding.
+    """
+    return (CAPTIONS_AT_ONCE, PADDED_TO) if device.type == "cuda" else (1, num_tokens)
+
+
+def _length(found: tuple[list[int], str]) -> int:
+    return len(found[0])
 
 
 def _tokenizer_folder(path: Path) -> Path:

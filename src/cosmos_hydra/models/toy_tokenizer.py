@@ -79,7 +79,7 @@ class ToyTokenizer:
     def encode(self, video_BCFHW: torch.Tensor) -> torch.Tensor:
         """Return latents [B, 16, 1 + (F-1)/8, H/8, W/8]."""
         parts = []
-        for part, blocks_BFHWP in _blocks(video_BCFHW.float()).items():
+        for part, blocks_BFHWP in _blocks(signed(video_BCFHW)).items():
             mean_P, basis_PC, scale_C = self._part(part, video_BCFHW.device)
             parts.append((blocks_BFHWP - mean_P) @ basis_PC / scale_C)
         return torch.cat(parts, dim=1).permute(0, 4, 1, 2, 3).contiguous()
@@ -97,6 +97,11 @@ class ToyTokenizer:
 
     def _part(self, part: str, device: torch.device) -> list[torch.Tensor]:
         return [self.tensors[f"{part}.{name}"].to(device) for name in ("mean", "basis", "scale")]
+
+
+def signed(video: torch.Tensor) -> torch.Tensor:
+    """Return a video as float32 in [-1, 1], which uint8 pixels are brought to."""
+    return video.float() / 127.5 - 1.0 if video.dtype is torch.uint8 else video.float()
 
 
 class _Moments:

@@ -162,7 +162,8 @@ def _load_denoiser(
     config: Config, weights: Located, device: torch.device, precision: Precision
 ) -> Denoiser:
     transformer = build_transformer(config.model)
-    set_attention(transformer, kernel_of(effective_attention(config, device)))
+    attention = effective_attention(config, device, is_alone=True)
+    set_attention(transformer, kernel_of(attention))
     load_weights(transformer, weights, elsewhere=config.model.weights.path)
     if precision is Precision.bf16:
         for name, part in transformer.named_children():

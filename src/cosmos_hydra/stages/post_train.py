@@ -4,10 +4,11 @@ import logging
 from typing import Any
 
 from cosmos_hydra.config import Config, Stage
-from cosmos_hydra.data.store import open_store
+from cosmos_hydra.data.readers import reading
+from cosmos_hydra.data.store import SampleStore, open_store
 from cosmos_hydra.engines.torch.device import pick_device
 from cosmos_hydra.engines.torch.fit import check_memory
-from cosmos_hydra.engines.torch.mesh import join
+from cosmos_hydra.engines.torch.mesh import Ranks, join
 from cosmos_hydra.engines.torch.trainer import Trainer
 from cosmos_hydra.job import Job, command_line
 from cosmos_hydra.tracking import metrics
@@ -35,6 +36,11 @@ def run(config: Config, job: Job) -> float | None:
     ranks = join(config, pick_device(config.engine.device))
     ranks.decide(lambda: check_memory(config, ranks.device, Stage.post_train))
     store = ranks.decide(lambda: open_store(config.data.path))
+    with reading(store.layout):
+        return _train(config, job, store, ranks)
+
+
+def _train(config: Config, job: Job, store: SampleStore, ranks: Ranks) -> float | None:
     trainer = trainer_of(config)(config, job.directory, store, ranks)
     if ranks.is_first:
         job.begin()

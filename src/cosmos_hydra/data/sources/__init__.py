@@ -1,18 +1,26 @@
-"""Where videos come from; one file a kind of source."""
+"""Where videos come from; one module a kind of source, with a function `find_episodes`."""
+
+import importlib
 
 from cosmos_hydra.config import DataConfig, SourceKind
-from cosmos_hydra.data.sources.episodes import Episode, Found
-from cosmos_hydra.data.sources.folder import find_episodes
-from cosmos_hydra.data.sources.synthetic import render_missing
+from cosmos_hydra.data.sources.episodes import Episode, Found, Motion
 
-__all__ = ["Episode", "Found", "find"]
+__all__ = ["Episode", "Found", "Motion", "find"]
+
+# by name, so that a source imports what only it needs
+SOURCES = {
+    SourceKind.synthetic: "synthetic",
+    SourceKind.folder: "folder",
+    SourceKind.bridge: "bridge",
+    SourceKind.lerobot: "lerobot",
+}
 
 
 def find(data: DataConfig) -> Found:
-    """Return the episodes of the configured source; synthetic videos are rendered first.
+    """Return the videos of the configured source, sorted by name.
 
-    Raises: StageError when there is nothing to read.
+    Raises: StageError when there is nothing to read, ConfigError for a bad table.
     """
-    if data.kind is SourceKind.synthetic:
-        render_missing(data)
-    return find_episodes(data)
+    source = importlib.import_module(f"{__name__}.{SOURCES[data.kind]}")
+    found: Found = source.find_episodes(data)
+    return found

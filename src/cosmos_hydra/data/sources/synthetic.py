@@ -13,12 +13,20 @@ from cosmos_hydra import files
 from cosmos_hydra.changes import difference
 from cosmos_hydra.claim import claim
 from cosmos_hydra.config import DataConfig
+from cosmos_hydra.data.sources import folder
 from cosmos_hydra.data.sources.arm import MOTIONS, VIEWS, render
+from cosmos_hydra.data.sources.episodes import Found
 from cosmos_hydra.data.video import write_mp4
 from cosmos_hydra.errors import ConfigError, StageError
 from cosmos_hydra.logs import progress
 from cosmos_hydra.reading import read_json
 from cosmos_hydra.seeds import numpy_generator
+
+
+def find_episodes(data: DataConfig) -> Found:
+    """Return the rendered videos; those that are missing are rendered first."""
+    render_missing(data)
+    return folder.find_episodes(data)
 
 
 def render_missing(data: DataConfig) -> None:

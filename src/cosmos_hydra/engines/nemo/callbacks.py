@@ -108,7 +108,7 @@ class Look(CheckpointCallback):
             remove_previews_after(self.owner.run, self.step)
         can_decode = self.owner.fitted_tokenizer or config.model.tokenizer.path
         if config.trainer.preview_every and can_decode:
-            self.previews = Previews(config, store, self.owner.run, store.layout.tokenizer)
+            self.previews = Previews(config, store, self.owner.run, store.fitted_tokenizer)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: CosmosModule) -> None:
         """Look at the weights that the run begins with."""

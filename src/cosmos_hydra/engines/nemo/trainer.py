@@ -60,7 +60,7 @@ class Trainer:
         architecture = transformer_config(config, ranks.degrees, ranks.device)
         optim = settings.optimizer(config)
         self.module = CosmosModule(config, architecture, ranks, optim, self._fill)
-        fitted = store.layout.tokenizer
+        fitted = store.fitted_tokenizer
         is_toy = config.model.tokenizer.kind is TokenizerKind.toy
         self.fitted_tokenizer = fitted if is_toy and fitted.is_file() else None
 

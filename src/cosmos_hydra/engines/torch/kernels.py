@@ -27,8 +27,12 @@ BACKENDS = {
 HOPPER = (9, 0)
 
 
-def effective_attention(config: Config, device: torch.device) -> Attention:
+def effective_attention(
+    config: Config, device: torch.device, *, is_alone: bool = False
+) -> Attention:
     """Return the kernel that runs, tried with the model's head size and precision.
+
+    `is_alone`: whatever config.parallel says of training, this rank works on clips of its own.
 
     Raises: ConfigError when the asked one does not work here.
     """
@@ -37,7 +41,7 @@ def effective_attention(config: Config, device: torch.device) -> Attention:
     dtype = torch.bfloat16 if precision is Precision.bf16 else torch.float32
     candidates = _preferred(device) if asked is Attention.auto else [asked]
     where = f"on {device} in {precision} with model.head_dim={head_dim}"
-    if _needs_ring(config):
+    if not is_alone and _needs_ring(config):
         # its parts are put together by what this one returns
         if Attention.flash in candidates and _works(Attention.flash, device, dtype, head_dim):
             return Attention.flash

@@ -12,6 +12,8 @@ from cosmos_hydra.errors import CosmosError
 from cosmos_hydra.place import local_rank, world_size
 
 T = TypeVar("T")
+# rank 0 may read terabytes of videos before it answers the others
+PATIENCE = timedelta(days=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,4 +81,4 @@ def gather_team(device: torch.device) -> Team:
         # gloo beside NCCL carries checkpoints and flags while the GPU computes
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timedelta(hours=1))
-    return Team(rank=dist.get_rank(), cpu_group=dist.new_group(backend="gloo"))
+    return Team(rank=dist.get_rank(), cpu_group=dist.new_group(backend="gloo", timeout=PATIENCE))

@@ -53,7 +53,7 @@ class Trainer:
         self.device = ranks.device
         self.fps = check_samples(config, store)
         start = ranks.decide(lambda: plan_start(config, run, store))
-        fitted = store.layout.tokenizer
+        fitted = store.fitted_tokenizer
         is_toy = config.model.tokenizer.kind is TokenizerKind.toy
         self.fitted_tokenizer = fitted if is_toy and fitted.is_file() else None
         # on no device yet: no rank ever holds the whole model
@@ -175,7 +175,7 @@ class Trainer:
         if self.ranks.is_first:
             remove_previews_after(self.run, self.step)
         if trainer.preview_every and self._can_decode:
-            fitted = self.store.layout.tokenizer
+            fitted = self.store.fitted_tokenizer
             self.previews = Previews(config, self.store, self.run, fitted)
             if self.ranks.is_first:
                 self.previews.show_data(self.device)
