@@ -1,6 +1,6 @@
 """Steps of both engines on the same samples, noise and first weights: loss curves and a picture.
 
-    python benchmarks/nemo_curves.py --samples SAMPLES --out curves model=tiny model.num_layers=8 ...
+    python benchmarks/nemo_curves.py --samples SAMPLES --out curves model=tiny ...
 
 SAMPLES is a folder of stage=preprocess, and the overrides name the model it was made for. Weights
 are a function of their names, drawn on the device with every gate open. Writes curves.csv and
