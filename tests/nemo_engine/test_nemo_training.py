@@ -109,10 +109,13 @@ def test_in_bfloat16_the_numbers_are_near_and_the_checkpoint_serves_the_other_st
 ) -> None:
     first = tmp_path / "first"
     first.mkdir()
-    rehearse(1, small_samples, (*started, "parallel.precision=bf16"), first)
+    showing = "trainer.preview_every=4"
+    rehearse(1, small_samples, (*started, "parallel.precision=bf16", showing), first)
     assert_same_numbers(first, wanted, 2e-2)
     assert_taken_up(first, small_samples, tmp_path / "other", 2e-3)
     assert [path.suffix for path in generate(first, tmp_path / "out")] == [".mp4"]
+    pictures = {path.name for path in (first / "previews").glob("*.png")}
+    assert pictures == {"data.png", "step_000000.png", "step_000004.png"}
 
 
 def test_a_preempted_run_is_saved_at_the_end_of_its_step(

@@ -103,12 +103,18 @@ class Look(CheckpointCallback):
         config, store = self.config, self.owner.store
         self.saver.trainer = trainer
         self.validation = Validation(config, store) if config.trainer.validate_every else None
+        if self.validation and not self.validation.is_held_out:
+            logger.warning("nothing is held out: the validation loss is on training samples")
         self.previews = None
         if self.ranks.is_first:
             remove_previews_after(self.owner.run, self.step)
         can_decode = self.owner.fitted_tokenizer or config.model.tokenizer.path
         if config.trainer.preview_every and can_decode:
             self.previews = Previews(config, store, self.owner.run, store.fitted_tokenizer)
+            if self.ranks.is_first:
+                self.previews.show_data(self.ranks.device)
+        elif config.trainer.preview_every:
+            logger.warning("no previews: model.tokenizer.path is not set")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: CosmosModule) -> None:
         """Look at the weights that the run begins with."""
