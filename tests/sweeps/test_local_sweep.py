@@ -21,8 +21,8 @@ from small_runs import SAMPLES, small_config, train
 
 from cosmos_hydra import runs
 from cosmos_hydra.config import SampleFormat
+from cosmos_hydra.data.layout import Layout
 from cosmos_hydra.data.ledger import Ledger
-from cosmos_hydra.data.store import Layout
 
 METRIC = "metric: val_loss, lower is better"
 WRONG_TYPE = "has the wrong type; value 'a' of type 'str' could not be converted to Integer"
