@@ -341,6 +341,13 @@ def test_a_damaged_manifest_is_one_clear_error(content: str, root: Path) -> None
     )
 
 
+def test_a_kill_while_the_plan_was_written_leaves_a_folder_of_ours(root: Path) -> None:
+    (root / "samples").mkdir()
+    (root / "samples" / ".plan.123.tmp.json").write_text("{")
+    (root / "samples" / "hashes.json").write_text("{}")
+    assert len(prepare(small_config(root), CPU).captions) == 12
+
+
 def test_a_folder_with_other_files_is_left_alone(root: Path) -> None:
     (root / "samples").mkdir()
     (root / "samples" / "thesis.tex").write_text("years of work")

@@ -121,12 +121,12 @@ class Planner:
     def _lead(self, ledger: Ledger) -> Work | None:
         """Plan, with nobody else in the folder, and let others in."""
         layout = self.layout
-        self._check_ours()
-        with files.naming(layout.lock):
-            ledger.sign()
         # the NeMo reader would take them for samples
         files.remove_leftovers(layout.folder, layout.texts)
         files.remove_leftovers(layout.folder.parent, prefix=f".{layout.folder.name}.")
+        self._check_ours()
+        with files.naming(layout.lock):
+            ledger.sign()
         since = self._changes()
         if since == [] and not self.plan_file.exists() and self._is_whole():
             self.digests.save()
