@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from raw_videos import number_of, numbered_frames, write_video
 from cosmos_hydra.data import decode_worker
 from cosmos_hydra.data.decode_pool import DecodePool, FramesRequest, UnreadableVideo
 from cosmos_hydra.data.video import decode
+from cosmos_hydra.errors import StageError
 
 
 @pytest.fixture(scope="module")
@@ -311,6 +313,31 @@ def test_a_decoder_holds_few_things_and_ends_with_its_parent(video: Path, tmp_pa
     finally:
         parent.kill()
         os.kill(fork, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (resource.RLIMIT_FSIZE, r"file too large; allow larger files \(ulimit -f\), "),
+        (
+            resource.RLIMIT_NOFILE,
+            r"no memory for 1 MB of frames \(Too many open files\); end other ",
+        ),
+    ],
+)
+def test_no_memory_to_decode_into_is_no_fault_of_the_video(
+    kind: int, words: str, pool: DecodePool, video: Path
+) -> None:
+    number_of(pool.decode(video, [0])[0])  # the process is there
+    gc.collect()
+    before = resource.getrlimit(kind)
+    resource.setrlimit(kind, (3, before[1]))
+    try:
+        with pytest.raises(StageError, match=f"{video}: {words}"):
+            pool.decode(video, range(20))
+    finally:
+        resource.setrlimit(kind, before)
+    assert number_of(pool.decode(video, [5])[0]) == 5
 
 
 def test_a_closed_pool_has_no_processes_and_refuses(video: Path) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cosmos_hydra.data.decode_memory import MemoryPool, SharedMemory
+from cosmos_hydra.errors import StageError, storage_error
 
 MAX_HEADER_BYTES = 1 << 16
 MAX_SIDE = 1 << 16  # pixels
@@ -80,7 +81,8 @@ class Worker:
     def ask(self, request: dict[str, Any]) -> tuple[dict[str, Any], SharedMemory]:
         """Return the header of the answer, and the values in shared memory.
 
-        Raises: Refused; UnreadableVideo and Ended, after which the process is of no use.
+        Raises: Refused; UnreadableVideo and Ended, after which the process is of no use; StageError
+        when there is no memory to be had.
         """
         until_s = time.monotonic() + self.limits.time_s
         try:
@@ -105,11 +107,21 @@ class Worker:
             raise UnreadableVideo(
                 f"{header['shape']} values take more than {self.limits.result_gb:g} GB"
             )
-        memory = self._memories.take(size_bytes)
+        memory = self._memory(size_bytes)
         socket.send_fds(self.socket, [b"m"], [memory.fd])
         if self._receive(until_s) != {"done": True}:
             raise ValueError
         return header, memory
+
+    def _memory(self, size_bytes: int) -> SharedMemory:
+        try:
+            return self._memories.take(size_bytes)
+        except OSError as error:  # this process's fault and not the video's
+            reason = f"no memory for {size_bytes / 1e6:.0f} MB of frames ({error.strerror})"
+            known = storage_error(OSError(error.errno, error.strerror, self.path))
+            raise known or StageError(
+                f"{self.path}: {reason}; end other programs or raise their limits (ulimit -a)"
+            ) from None
 
     def _receive(self, until_s: float) -> dict[str, Any]:
         """Return the next header, unless that is a reason why there is none."""
