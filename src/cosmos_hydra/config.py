@@ -82,6 +82,7 @@ class Precision(Choice):
 class Recompute(Choice):
     none = "none"
     save_matmul = "save_matmul"
+    save_mlp = "save_mlp"
     save_attention = "save_attention"
     full = "full"
 
@@ -330,7 +331,8 @@ class ParallelConfig:
     # auto = bf16 on a GPU, fp32 on a CPU
     precision: Precision = Precision.auto
     # what blocks compute again in the backward pass: none = nothing, most memory; save_matmul =
-    # all but matrix products and attention; save_attention = all but attention; full = all
+    # all but matrix products and attention; save_mlp = all but self-attention and the MLP's second
+    # product; save_attention = all but self-attention; full = all
     recompute: Recompute = Recompute.none
     # last blocks that keep all their activations whatever `recompute` says
     recompute_except: int = 0

@@ -237,11 +237,18 @@ def _kept_bytes(config: Config, precision: Precision, share: Share) -> float:
     text = config.trainer.micro_batch_size * model.text_tokens
     stream = tokens * width(model)
     kept = float(INPUT * stream)
-    if config.parallel.recompute is not Recompute.full:  # the outputs of two attentions
-        kept += 2 * (element * stream + FLOAT32 * tokens * model.num_heads)
-    if config.parallel.recompute is Recompute.save_matmul:
-        # queries, keys, values, their outputs; keys and values of the text; both of the MLP
-        kept += element * ((6 + model.mlp_ratio + 1) * stream + 2 * text * width(model))
+    recompute = config.parallel.recompute
+    output = element * stream
+    attention = output + FLOAT32 * tokens * model.num_heads
+    if recompute is not Recompute.full:
+        kept += attention
+    if recompute is Recompute.save_mlp:
+        kept += output
+    if recompute is Recompute.save_matmul:
+        # cross-attention; queries, keys, values, their outputs; keys and values of the text; both
+        # of the MLP
+        kept += attention + (6 + model.mlp_ratio + 1) * output
+        kept += element * 2 * text * width(model)
     return kept
 
 

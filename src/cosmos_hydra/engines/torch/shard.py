@@ -6,6 +6,7 @@ global number of samples, so nothing is averaged.
 """
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -41,10 +42,20 @@ def parallelize(transformer: Any, config: Config, ranks: Ranks) -> None:
         _share(transformer, ranks, is_sequence_parallel)
     apply_recompute(transformer, parallel, ranks.device)
     if parallel.compile:
-        for block in transformer.transformer_blocks:
-            block.compile()
+        compile_blocks(transformer)
     if mesh is not None:
         _fully_shard(transformer, mesh, effective_precision(parallel.precision, ranks.device))
+
+
+def compile_blocks(transformer: Any, backend: str | Callable[..., Any] = "inductor") -> None:
+    """Compile the blocks, which share one compiled function where their inputs are alike."""
+
+    def exact(module: torch.nn.Module, inputs: Any, x_BFHWD: torch.Tensor) -> torch.Tensor:
+        return x_BFHWD.float()  # as what every later block gets
+
+    transformer.patch_embed.register_forward_hook(exact)
+    for block in transformer.transformer_blocks:
+        block.compile(backend=backend)
 
 
 def _tensor_parallel(transformer: Any, tp: DeviceMesh, is_sequence_parallel: bool) -> None:
