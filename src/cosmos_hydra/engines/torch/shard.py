@@ -1,5 +1,5 @@
-"""Apply parallelism to a transformer, in this order: tensor parallel, tokens, recompute, compile,
-FSDP. Nothing else knows the order.
+"""Apply parallelism to a transformer, in this order: float8, tensor parallel, tokens, recompute,
+compile, FSDP. Nothing else knows the order.
 
 Gradients come out as sums over all ranks: the loss of a rank is that of its samples over the
 global number of samples, so nothing is averaged.
@@ -24,6 +24,7 @@ from torch.distributed.tensor.parallel import (
 from cosmos_hydra.config import Config, Precision
 from cosmos_hydra.engines.torch.attention import Ulysses, set_attention
 from cosmos_hydra.engines.torch.kernels import Kernel, effective_attention, kernel_of
+from cosmos_hydra.engines.torch.linears import set_linears
 from cosmos_hydra.engines.torch.mesh import Ranks
 from cosmos_hydra.engines.torch.precision import effective_precision
 from cosmos_hydra.engines.torch.recompute import apply_recompute
@@ -35,6 +36,7 @@ def parallelize(transformer: Any, config: Config, ranks: Ranks) -> None:
     """Change a transformer in place; its parameters may still be on the meta device."""
     mesh, degrees, parallel = ranks.mesh, ranks.degrees, config.parallel
     is_sequence_parallel = parallel.sequence_parallel and degrees.tp > 1
+    set_linears(transformer, config, ranks.device, degrees.cp)
     if mesh is not None and degrees.tp > 1:
         _tensor_parallel(transformer, mesh["tp"], is_sequence_parallel)
     _set_attention(transformer, config, ranks)
