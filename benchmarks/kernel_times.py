@@ -12,6 +12,15 @@ PARTS = {
     "linears": ("gemm", "cutlass", "nvjet", "cublas", "xmma", "splitk"),
 }
 REST = "elementwise"
+# spans around kernels, which some versions list among them
+SPANS = (
+    "Optimizer.",
+    "## Call",
+    "Torch-Compiled",
+    "ProfilerStep",
+    "CompiledFunction",
+    "autograd::",
+)
 
 
 class KernelTimes:
@@ -34,7 +43,9 @@ class KernelTimes:
         kernels = [
             (event.name(), event.start_ns(), event.duration_ns())
             for event in kineto
-            if event.device_type() == torch.autograd.DeviceType.CUDA and event.duration_ns() > 0
+            if event.device_type() == torch.autograd.DeviceType.CUDA
+            and event.duration_ns() > 0
+            and not event.name().startswith(SPANS)
         ]
         return split_of(kernels, step_s, optimizer_s)
 
