@@ -79,9 +79,15 @@ class Precision(Choice):
     fp32 = "fp32"
 
 
+class Linears(Choice):
+    default = "default"
+    float8 = "float8"
+
+
 class Recompute(Choice):
     none = "none"
     save_matmul = "save_matmul"
+    save_mlp = "save_mlp"
     save_attention = "save_attention"
     full = "full"
 
@@ -329,8 +335,12 @@ class ParallelConfig:
     # bf16 = bfloat16 compute with float32 weights and loss; fp32 = float32 throughout;
     # auto = bf16 on a GPU, fp32 on a CPU
     precision: Precision = Precision.auto
+    # products of the blocks' large linear layers: default = as `precision` says; float8 = 8 bits
+    # with a scale a tensor (torchao), on CUDA of compute capability 8.9 or more
+    linears: Linears = Linears.default
     # what blocks compute again in the backward pass: none = nothing, most memory; save_matmul =
-    # all but matrix products and attention; save_attention = all but attention; full = all
+    # all but matrix products and attention; save_mlp = all but self-attention and the MLP's second
+    # product; save_attention = all but self-attention; full = all
     recompute: Recompute = Recompute.none
     # last blocks that keep all their activations whatever `recompute` says
     recompute_except: int = 0

@@ -9,7 +9,7 @@ and GB = 1e9 bytes in `Memory`.
 from dataclasses import dataclass
 from math import prod
 
-from cosmos_hydra.config import Config, Precision, Recompute, StatePrecision, TokenizerKind
+from cosmos_hydra.config import Config, Linears, Precision, Recompute, StatePrecision, TokenizerKind
 from cosmos_hydra.data.clips import latent_shape
 from cosmos_hydra.engines.torch.checkpoint import bytes_per_parameter
 from cosmos_hydra.engines.torch.degrees import Degrees, token_count
@@ -237,11 +237,18 @@ def _kept_bytes(config: Config, precision: Precision, share: Share) -> float:
     text = config.trainer.micro_batch_size * model.text_tokens
     stream = tokens * width(model)
     kept = float(INPUT * stream)
-    if config.parallel.recompute is not Recompute.full:  # the outputs of two attentions
-        kept += 2 * (element * stream + FLOAT32 * tokens * model.num_heads)
-    if config.parallel.recompute is Recompute.save_matmul:
-        # queries, keys, values, their outputs; keys and values of the text; both of the MLP
-        kept += element * ((6 + model.mlp_ratio + 1) * stream + 2 * text * width(model))
+    recompute = config.parallel.recompute
+    output = element * stream
+    attention = output + FLOAT32 * tokens * model.num_heads
+    if recompute is not Recompute.full:
+        kept += attention
+    if recompute is Recompute.save_mlp:
+        kept += output
+    if recompute is Recompute.save_matmul:
+        # cross-attention; queries, keys, values, their outputs; keys and values of the text; both
+        # of the MLP
+        kept += attention + (6 + model.mlp_ratio + 1) * output
+        kept += element * 2 * text * width(model)
     return kept
 
 
@@ -311,4 +318,9 @@ def _copied_weight_bytes(config: Config, precision: Precision, share: Share) -> 
     """Return what autocast keeps of the weights until the forward pass is over."""
     if share.gathered_bytes is not None:
         return share.gathered_bytes
-    return 2 * parameter_count(config.model) if precision is Precision.bf16 else 0
+    if precision is not Precision.bf16:
+        return 0
+    # in float8 each product rounds its own copy
+    is_float8 = config.parallel.linears is Linears.float8
+    rounded = split_count(config.model) if is_float8 else 0
+    return 2 * (parameter_count(config.model) - rounded)
