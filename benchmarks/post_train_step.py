@@ -3,14 +3,14 @@
     python benchmarks/post_train_step.py ours ours_float8 plain_cudnn:3 plain:3 --out steps.jsonl
 
 Rows by name, with a number of measured steps behind it or from --steps; --set KEY=VALUE is for all
-of them (default: model=7b). Every finished row is a JSON line at once; a table comes last.
+of them (default: model=7b). Every row is a process, and a JSON line as it ends; a table comes last.
 Ours is the trainer's own step on samples from disk, optimizer included; weights are random, and all
 rows but `save` have the configured depth. The last measured step of a row is profiled.
 """
 
 import argparse
-import gc
 import json
+import multiprocessing
 import os
 import statistics
 import time
@@ -126,11 +126,8 @@ def our_row(config: Config, folder: Path, device: torch.device, count: int) -> R
 
             yield step
 
-    try:
-        facts = step_facts(steps(), device, count)
-    finally:
-        waiting.close()
-        free(trainer.denoiser, trainer.optimizer)
+    facts = step_facts(steps(), device, count)
+    waiting.close()
     expected = estimate(config, device, Stage.post_train)
     return {**facts, "estimate_gb": round(expected.total_gb, 1)}
 
@@ -164,10 +161,7 @@ def plain_row(config: Config, name: str, device: torch.device, count: int) -> Ro
         optimizer.zero_grad(set_to_none=True)
         return {"optimizer_s": synchronised_s(device) - computed_s}
 
-    try:
-        return step_facts(iter(lambda: step, None), device, count)
-    finally:
-        free(transformer, optimizer)
+    return step_facts(iter(lambda: step, None), device, count)
 
 
 def save_row(config: Config, folder: Path, device: torch.device) -> Row:
@@ -193,7 +187,6 @@ def save_row(config: Config, folder: Path, device: torch.device) -> Row:
     finally:
         trainer.saver.close()
         trainer.record.close()
-        free(trainer.denoiser, trainer.optimizer)
     return {
         "layers": config.model.num_layers,
         "parameters": trainer.num_parameters,
@@ -201,16 +194,6 @@ def save_row(config: Config, folder: Path, device: torch.device) -> Row:
         "save_s": round(saved_s, 1),
         "step_s": round(times_s[-1], 2),
     }
-
-
-def free(module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Give the memory of weights, gradients and moments back, whoever still refers to them."""
-    kept = [t for held in optimizer.state.values() for t in held.values()]
-    for tensor in [*kept, *(p.grad for p in module.parameters()), *module.parameters()]:
-        for part in (tensor, *(getattr(tensor, name, None) for name in ("codes", "scale"))):
-            if type(part) in (torch.Tensor, torch.nn.Parameter):
-                part.untyped_storage().resize_(0)
-    optimizer.state.clear()
 
 
 def measured_row(name: str, count: int, typed: argparse.Namespace, device: torch.device) -> Row:
@@ -221,7 +204,6 @@ def measured_row(name: str, count: int, typed: argparse.Namespace, device: torch
     row: Row = {"row": name, "typed": " ".join(more), "tokens": tokens}
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-        row["allocated_before_gb"] = round(torch.cuda.memory_allocated(device) / 1e9, 2)
     torch.manual_seed(1)
     try:
         if name in PLAIN:
@@ -271,23 +253,35 @@ def main() -> None:
     unknown = [name for name, _ in asked if name not in ROWS]
     if unknown:
         parser.error(f"{', '.join(unknown)}: no such row; use some of {', '.join(ROWS)}")
+    for name, count in asked:
+        # what a row leaves behind, as which kernels are allowed, must not reach the next
+        process = multiprocessing.get_context("fork").Process(
+            target=write_row, args=(name, count, typed)
+        )
+        process.start()
+        process.join()
+        if process.exitcode:
+            write_line(typed.out, {"row": name, "error": f"exit code {process.exitcode}"})
+    rows = [json.loads(line) for line in typed.out.read_text().splitlines()]
+    print(table(rows[-len(asked) :]), flush=True)
+
+
+def write_row(name: str, count: int, typed: argparse.Namespace) -> None:
+    """Measure one row in this process, which has not touched a GPU yet."""
     state.fill_shards = fill_at_random
     config = config_of(typed.folder, typed.overrides or ["model=7b"])
     device = pick_device(config.engine.device)
     make_samples(config)
     typed.matmul = round(matmul_tflop_per_s(device, typed.matmul_size), 4)
     print(f"bf16 matrix product {typed.matmul_size}^3: {typed.matmul:.4g} TFLOP/s", flush=True)
-    rows = []
-    for name, count in asked:
-        rows.append(measured_row(name, count, typed, device))
-        with typed.out.open("a") as file:
-            file.write(json.dumps(rows[-1]) + "\n")
-        print(json.dumps(rows[-1]), flush=True)
-        torch.compiler.reset()
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-    print(table(rows), flush=True)
+    write_line(typed.out, measured_row(name, count, typed, device))
+
+
+def write_line(path: Path, row: Row) -> None:
+    """Append a row to the file and print it."""
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    print(json.dumps(row), flush=True)
 
 
 def _parted(row: str) -> tuple[str, str, str]:
