@@ -30,8 +30,15 @@ class Stage(Choice):
     pipeline = "pipeline"
     report = "report"
     inspect = "inspect"
+    plan = "plan"
     doctor = "doctor"
     export = "export"
+
+
+class PlannedGpu(Choice):
+    h200 = "h200"
+    h100 = "h100"
+    a100 = "a100"
 
 
 class SourceKind(Choice):
@@ -503,6 +510,14 @@ class PreprocessConfig:
 
 
 @dataclass
+class PlanConfig:
+    # GPU to plan for: h200 (141 GB), h100 or a100 (80 GB)
+    gpu: PlannedGpu = PlannedGpu.h200
+    # number of GPUs, of one host; null = what the degrees of parallel multiply to, 8 with a -1
+    gpus: int | None = None
+
+
+@dataclass
 class PipelineConfig:
     # stages to run, in this order
     stages: list[Stage] = field(
@@ -513,7 +528,7 @@ class PipelineConfig:
 @dataclass
 class Config:
     # what to do: download, preprocess, post_train, generate, pipeline (these three), report,
-    # export, inspect or doctor
+    # export, inspect, plan or doctor
     stage: Stage = MISSING
     # name of the run; its folder is ${paths.runs}/${name}
     name: str = MISSING
@@ -535,6 +550,7 @@ class Config:
     export: ExportConfig = field(default_factory=ExportConfig)
     download: DownloadConfig = field(default_factory=DownloadConfig)
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
     log: LogConfig = field(default_factory=LogConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)

@@ -56,7 +56,7 @@ LOGGED = {
 # training takes nothing from these; the samples are compared by content
 UNUSED = (
     *("checkpoint", "data.", "export.", "generate.", "launch.", "log.", "name", "paths."),
-    *("pipeline.", "preprocess.", "stage", "download."),
+    *("pipeline.", "preprocess.", "plan.", "stage", "download."),
 )
 UNUSED_TOO = {"resume.mode"}
 
