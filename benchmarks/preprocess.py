@@ -34,9 +34,9 @@ from cosmos_hydra.config import DataConfig, SampleFormat
 from cosmos_hydra.data.ahead import decode_together
 from cosmos_hydra.data.clips import Clip
 from cosmos_hydra.data.encode import encode_clips
+from cosmos_hydra.data.layout import Layout
 from cosmos_hydra.data.prepare import DECODED_TOGETHER_BYTES
 from cosmos_hydra.data.spent import Spent
-from cosmos_hydra.data.store import Layout
 from cosmos_hydra.data.video import decode, probe
 from cosmos_hydra.data.writer import SampleWriter, Texts
 

@@ -6,6 +6,7 @@ from pathlib import PurePath
 
 from cosmos_hydra.config import (
     Config,
+    Linears,
     PeftKind,
     SampleFormat,
     Stage,
@@ -202,6 +203,8 @@ def _adapters(config: Config) -> Iterator[str]:
     peft = config.peft
     if peft.kind is PeftKind.none:
         return
+    if config.parallel.linears is Linears.float8:
+        yield "parallel.linears=float8 does not work with peft=lora; use parallel.linears=default"
     # the same in every block
     names = {re.sub(r"transformer_blocks\.\d+\.", "", name) for name in linear_layers(config.model)}
     advice = f"use some of {', '.join(sorted(names))}"

@@ -30,8 +30,15 @@ class Stage(Choice):
     pipeline = "pipeline"
     report = "report"
     inspect = "inspect"
+    plan = "plan"
     doctor = "doctor"
     export = "export"
+
+
+class PlannedGpu(Choice):
+    h200 = "h200"
+    h100 = "h100"
+    a100 = "a100"
 
 
 class SourceKind(Choice):
@@ -79,9 +86,15 @@ class Precision(Choice):
     fp32 = "fp32"
 
 
+class Linears(Choice):
+    default = "default"
+    float8 = "float8"
+
+
 class Recompute(Choice):
     none = "none"
     save_matmul = "save_matmul"
+    save_mlp = "save_mlp"
     save_attention = "save_attention"
     full = "full"
 
@@ -335,8 +348,12 @@ class ParallelConfig:
     # bf16 = bfloat16 compute with float32 weights and loss; fp32 = float32 throughout;
     # auto = bf16 on a GPU, fp32 on a CPU
     precision: Precision = Precision.auto
+    # products of the blocks' large linear layers: default = as `precision` says; float8 = 8 bits
+    # with a scale a tensor (torchao), on CUDA of compute capability 8.9 or more
+    linears: Linears = Linears.default
     # what blocks compute again in the backward pass: none = nothing, most memory; save_matmul =
-    # all but matrix products and attention; save_attention = all but attention; full = all
+    # all but matrix products and attention; save_mlp = all but self-attention and the MLP's second
+    # product; save_attention = all but self-attention; full = all
     recompute: Recompute = Recompute.none
     # last blocks that keep all their activations whatever `recompute` says
     recompute_except: int = 0
@@ -504,6 +521,14 @@ class PreprocessConfig:
 
 
 @dataclass
+class PlanConfig:
+    # GPU to plan for: h200 (141 GB), h100 or a100 (80 GB)
+    gpu: PlannedGpu = PlannedGpu.h200
+    # number of GPUs, of one host; null = what the degrees of parallel multiply to, 8 with a -1
+    gpus: int | None = None
+
+
+@dataclass
 class PipelineConfig:
     # stages to run, in this order
     stages: list[Stage] = field(
@@ -514,7 +539,7 @@ class PipelineConfig:
 @dataclass
 class Config:
     # what to do: download, preprocess, post_train, generate, pipeline (these three), report,
-    # export, inspect or doctor
+    # export, inspect, plan or doctor
     stage: Stage = MISSING
     # name of the run; its folder is ${paths.runs}/${name}
     name: str = MISSING
@@ -536,6 +561,7 @@ class Config:
     export: ExportConfig = field(default_factory=ExportConfig)
     download: DownloadConfig = field(default_factory=DownloadConfig)
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
     log: LogConfig = field(default_factory=LogConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)

@@ -56,6 +56,7 @@ STAGES = {
     schema.Stage.report: "cosmos_hydra.stages.report:run",
     schema.Stage.export: "cosmos_hydra.stages.export:run",
     schema.Stage.inspect: "cosmos_hydra.stages.inspect:run",
+    schema.Stage.plan: "cosmos_hydra.stages.plan:run",
     schema.Stage.doctor: "cosmos_hydra.stages.doctor:run",
 }
 # these make no run of their own
@@ -64,6 +65,7 @@ LOOKING = (
     schema.Stage.report,
     schema.Stage.export,
     schema.Stage.inspect,
+    schema.Stage.plan,
     schema.Stage.doctor,
 )
 # in these every rank of a job takes its part

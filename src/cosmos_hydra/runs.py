@@ -13,14 +13,14 @@ def run_directory(
 
     `generate` from a given checkpoint writes into its output folder, so that the config of the
     run it reads stays as it is; `report` writes into that run; `export` into its own folder alone,
-    `download` below HF_HOME; `inspect` and `doctor` nowhere, as they must work where nothing can be
-    written. With `resume.mode=fresh` the first free numbered name is taken.
+    `download` below HF_HOME; `inspect`, `plan` and `doctor` nowhere, as they must work where
+    nothing can be written. With `resume.mode=fresh` the first free numbered name is taken.
     """
     stage_name, mode_name = (getattr(item, "name", item) for item in (stage, mode))
     if stage_name == "generate" and (checkpoint or out):
         given = Path(str(out or checkpoint)).expanduser()
         return str(given if out else videos_folder(given))
-    if stage_name in ("inspect", "doctor", "download", "export"):
+    if stage_name in ("inspect", "plan", "doctor", "download", "export"):
         return "."
     if stage_name == "report" and checkpoint:
         given = Path(checkpoint).expanduser()

@@ -7,7 +7,9 @@ import pytest
 from conftest import Command
 
 PREPROCESS = "stage=preprocess"
-STAGES = "download, preprocess, post_train, generate, pipeline, report, inspect, doctor, export"
+STAGES = (
+    "download, preprocess, post_train, generate, pipeline, report, inspect, plan, doctor, export"
+)
 # what is typed, and the line after `cosmos-hydra: `
 MISTAKES = {
     ("model=8b",): (

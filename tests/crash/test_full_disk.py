@@ -11,6 +11,7 @@ import random
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -127,6 +128,14 @@ def test_a_step_whose_rows_are_not_all_written_is_done_again(call: int, tmp_path
     fail_once("rarely_saved", hook, errno.EIO, tmp_path / "cwd")
 
 
+def unmount(folder: Path) -> None:
+    """Unmount a disk; decoder processes hold it until they see that their parent is gone."""
+    until_s = time.monotonic() + 10
+    while subprocess.run(["umount", str(folder)], capture_output=True).returncode:
+        assert time.monotonic() < until_s, f"somebody holds {folder}"
+        time.sleep(0.1)
+
+
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """Return a small disk of its own, in memory."""
@@ -136,7 +145,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     if subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("only root mounts a disk")
     yield folder
-    subprocess.run(["umount", str(folder)], check=True)
+    unmount(folder)
 
 
 @pytest.mark.parametrize("moment", but_for("a save"))
@@ -180,7 +189,7 @@ def unwritable(tmp_path: Path) -> Iterator[tuple[Path, int]]:
         pytest.skip("permissions do not bind root, who may not mount here")
     else:
         yield folder, errno.EROFS
-        subprocess.run(["umount", str(folder)], check=True)
+        unmount(folder)
 
 
 PLACES = {

@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +19,10 @@ import pytest
 import torch
 from raw_videos import number_of, numbered_frames, write_video
 
-from cosmos_hydra.data import decode_pool
+from cosmos_hydra.data import decode_worker
 from cosmos_hydra.data.decode_pool import DecodePool, FramesRequest, UnreadableVideo
 from cosmos_hydra.data.video import decode
+from cosmos_hydra.errors import StageError
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +135,7 @@ def test_a_killed_decoder_is_replaced_and_its_work_done_again(video: Path) -> No
         results: list[np.ndarray] = []
         thread = threading.Thread(target=lambda: results.append(pool.decode(video, indices)))
         thread.start()
-        time.sleep(0.1)
+        time.sleep(0.02)
         assert thread.is_alive()
         os.kill(child, signal.SIGKILL)
         thread.join(60)
@@ -151,8 +154,8 @@ def test_a_video_that_crashes_the_decoder_every_time_is_reported(
         f"{stem}open_ = decode_child.Reader; "
         f"decode_child.Reader = lambda p: exec({crash!r}) if 'other' in p else open_(p); "
     )
-    head, tail = decode_pool.START.split("from cosmos_hydra")
-    monkeypatch.setattr(decode_pool, "START", f"{head}{patch}from cosmos_hydra{tail}")
+    head, tail = decode_worker.START.split("from cosmos_hydra")
+    monkeypatch.setattr(decode_worker, "START", f"{head}{patch}from cosmos_hydra{tail}")
     with DecodePool(2) as pool:
         requests = [FramesRequest(path, (3,)) for path in (video, other, video, other, video)]
         results = [frames for _, frames in pool.read_ahead(requests)]
@@ -162,15 +165,17 @@ def test_a_video_that_crashes_the_decoder_every_time_is_reported(
 
 def test_a_decoder_that_hangs_is_given_up(video: Path, other: Path) -> None:
     before = set(children())
-    with DecodePool(1, time_s=1.0) as pool:
+    with DecodePool(1) as pool:
         pool.probe(video)
+        (worker,) = pool._free
+        worker.limits = replace(worker.limits, time_s=1.0)
         (child,) = set(children()) - before
         os.kill(child, signal.SIGSTOP)
         begin_s = time.monotonic()
         with pytest.raises(UnreadableVideo) as caught:
             pool.decode(video, [0])
         assert str(caught.value) == "takes longer than 1 s to decode"
-        assert time.monotonic() - begin_s < 3
+        assert time.monotonic() - begin_s < 20
         assert not is_alive(child)
         assert numbers(pool.decode(other, [17])) == [17]
 
@@ -225,8 +230,8 @@ def test_a_decoder_that_answers_nonsense_is_reported(
         "import json, socket, sys; s = socket.socket(fileno=json.loads(sys.argv[2])[0])\n"
         f"while s.recv(9999): s.sendall({lie!r})"
     )
-    monkeypatch.setattr(decode_pool, "START", liar)
-    with DecodePool(1, time_s=2.0) as pool:
+    monkeypatch.setattr(decode_worker, "START", liar)
+    with DecodePool(1, time_s=30.0) as pool:
         for ask in (pool.probe, lambda path: pool.decode(path, [0, 1])):
             with pytest.raises(UnreadableVideo) as caught:
                 ask(video)
@@ -261,7 +266,7 @@ def test_times_and_rates_that_cannot_be_are_refused(
         f"array.array('d', {values}).tobytes()\n"
         f" s.sendall(b'{{\"done\": {done}}}\\n')\n"
     )
-    monkeypatch.setattr(decode_pool, "START", liar)
+    monkeypatch.setattr(decode_worker, "START", liar)
     with DecodePool(1) as pool, pytest.raises(UnreadableVideo) as caught:
         pool.probe(video)
     assert str(caught.value) == reason
@@ -285,7 +290,7 @@ def test_a_decoder_holds_few_things_and_ends_with_its_parent(video: Path, tmp_pa
     line = parent.stdout.readline().split()
     child, fork, start_s = int(line[0]), int(line[1]), float(line[2])
     try:
-        assert start_s < 5  # 0.2 s on an idle machine
+        assert start_s < 20  # 0.2 s on an idle machine
         limits = Path(f"/proc/{child}/limits")
         assert field(limits, "Max address space").split()[:2] == ["4000000000"] * 2
         assert field(limits, "Max file size").split()[:2] == ["0", "0"]
@@ -300,7 +305,7 @@ def test_a_decoder_holds_few_things_and_ends_with_its_parent(video: Path, tmp_pa
         # the fork holds the socket open
         parent.kill()
         parent.wait()
-        until_s = time.monotonic() + 10
+        until_s = time.monotonic() + 30
         while is_alive(child) and time.monotonic() < until_s:
             time.sleep(0.1)
         assert not is_alive(child)
@@ -308,6 +313,31 @@ def test_a_decoder_holds_few_things_and_ends_with_its_parent(video: Path, tmp_pa
     finally:
         parent.kill()
         os.kill(fork, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (resource.RLIMIT_FSIZE, r"file too large; allow larger files \(ulimit -f\), "),
+        (
+            resource.RLIMIT_NOFILE,
+            r"no memory for 1 MB of frames \(Too many open files\); end other ",
+        ),
+    ],
+)
+def test_no_memory_to_decode_into_is_no_fault_of_the_video(
+    kind: int, words: str, pool: DecodePool, video: Path
+) -> None:
+    number_of(pool.decode(video, [0])[0])  # the process is there
+    gc.collect()
+    before = resource.getrlimit(kind)
+    resource.setrlimit(kind, (3, before[1]))
+    try:
+        with pytest.raises(StageError, match=f"{video}: {words}"):
+            pool.decode(video, range(20))
+    finally:
+        resource.setrlimit(kind, before)
+    assert number_of(pool.decode(video, [5])[0]) == 5
 
 
 def test_a_closed_pool_has_no_processes_and_refuses(video: Path) -> None:

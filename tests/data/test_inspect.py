@@ -9,6 +9,7 @@ import torch
 from conftest import SMALL, Command
 from raw_videos import write_moving_video
 
+from cosmos_hydra.data import lookalikes
 from cosmos_hydra.data.lookalikes import fingerprint
 from cosmos_hydra.data.sources.arm import render
 from cosmos_hydra.data.video import write_mp4
@@ -109,6 +110,16 @@ def test_copies_are_found_however_encoded_and_other_episodes_of_a_scene_are_not(
     }
     at = lines.index("look-alikes of the same bytes, of which the first is taken: 1 pairs")
     assert lines[at + 1] == "  5.mp4 = copy.mp4, distance 0.000"
+
+
+def test_it_says_when_not_all_videos_are_compared(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lookalikes, "MAX_VIDEOS", 3)
+    write_arms(tmp_path / "raw", 4)
+    lines = command(*INSPECT, cwd=tmp_path).stdout.splitlines()
+    assert "look-alikes: of 4 videos 3, evenly spread, are compared" in lines
+    assert any(line.startswith("compare 3/3 videos") for line in lines)
 
 
 def test_a_copy_in_the_other_split_is_a_leak(command: Command, tmp_path: Path) -> None:

@@ -79,6 +79,10 @@ def test_the_manifest_says_what_the_samples_are(root: Path) -> None:
         "width": 64,
         "caption": CAPTION,
         "caption_from": "sidecar",
+        "episode": "a.mp4",
+        "first_frame": 0,
+        "motion_sha256": {},
+        "task": None,
     }
     assert [entry["split"] for entry in manifest["samples"]] == ["train", "train", "held_out"]
     assert set(manifest["samples"][0]) == {

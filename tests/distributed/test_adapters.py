@@ -16,7 +16,7 @@ from cosmos_hydra.reading import read_tensors
 
 TOLERANCE = 1e-5
 MODEL = (
-    *("model.num_heads=4", "model.head_dim=24", "model.objective.text_dropout=0.5"),
+    *("model.num_heads=4", "model.head_dim=24", "model.objective.text_dropout=0.25"),
     *("trainer.global_batch_size=4", "trainer.micro_batch_size=1", "log.report=false"),
     *("trainer.validate_every=2", "trainer.save_every=2"),
 )

@@ -75,7 +75,7 @@ def test_moments_of_two_bytes_come_before_a_smaller_clip() -> None:
 
 def test_blocks_compute_again_no_more_than_they_must() -> None:
     config = guide("7b", "data.frames=25")
-    for policy in ("save_matmul", "save_attention"):
+    for policy in ("save_matmul", "save_mlp"):
         needed_gb = estimate(
             guide("7b", "data.frames=25", f"parallel.recompute={policy}"), CUDA, TRAIN
         )
@@ -98,13 +98,15 @@ def test_fewer_frames_are_the_advice_where_settings_do_not_help() -> None:
     frugal_gb = estimate(guide("7b", INT8, *frugal.split()), CUDA, TRAIN).total_gb
     assert f"; {frugal} needs {frugal_gb:.0f}: still too much; " in message
     remark = "; stage=preprocess has to make the samples again for that"
-    advice = re.search(rf"; smallest change that fits: {FULL} data.frames=(\d+) \(", message)
+    advice = re.search(
+        r"; smallest change that fits: (parallel.recompute=\w+) data.frames=(\d+) \(", message
+    )
     assert message.endswith(f" GB){remark}{FORCE}")
     assert advice
-    frames = int(advice[1])
+    policy, frames = advice[1], int(advice[2])
     assert 9 < frames < 113
     fitting, larger = (
-        guide("7b", INT8, "parallel.precision=fp32", FULL, f"data.frames={number}")
+        guide("7b", INT8, "parallel.precision=fp32", policy, f"data.frames={number}")
         for number in (frames, frames + 8)
     )
     check_memory(fitting, CUDA, TRAIN, free_bytes=90 * GB)

@@ -50,7 +50,7 @@ def case(sizes: str, clip: tuple[int, int, int], micro: int, batch: int, *more: 
     )
 
 
-POLICIES = ("none", "save_matmul", "save_attention", "full")
+POLICIES = ("none", "save_matmul", "save_mlp", "save_attention", "full")
 PARTLY = ("save_matmul 1", "full 1")  # one block keeps all
 
 

@@ -36,6 +36,7 @@ ON_ONE = {
     "save_matmul": "parallel.recompute=save_matmul",
     "save_attention": "parallel.recompute=save_attention",
     "compiled save_attention": "parallel.recompute=save_attention parallel.compile=true",
+    "compiled save_mlp": "parallel.recompute=save_mlp parallel.compile=true",
     "flash": "parallel.attention=flash",
     "efficient": "parallel.attention=efficient",
     "math": "parallel.attention=math",
@@ -84,6 +85,19 @@ def test_a_run_comes_to_the_same_numbers(
     assert losses(tmp_path) == pytest.approx(losses(plain / "bf16"), rel=0.03)
 
 
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 9),
+    reason="no float8 products",
+)
+@pytest.mark.parametrize("more", ["", "parallel.recompute=save_mlp parallel.compile=true"])
+def test_float8_comes_near(small_samples: Path, tmp_path: Path, plain: Path, more: str) -> None:
+    typed = ("parallel.precision=bf16", "parallel.linears=float8", *more.split())
+    train(small_samples, (*SETTINGS, *typed), tmp_path)
+    found = losses(tmp_path)
+    assert found != losses(plain / "bf16")
+    assert found[::2] == pytest.approx(losses(plain / "bf16")[::2], rel=0.05)
+
+
 def gradients_with(parallel: ParallelConfig) -> tuple[dict[str, torch.Tensor], float]:
     """Return every gradient of a pass over 4096 tokens, and the most MB allocated for it."""
     model = small_config(Path(), "model.num_layers=4", "model.num_heads=4").model
@@ -109,6 +123,7 @@ def test_policies_and_offloading_take_less_memory_for_the_same_gradients() -> No
     wanted, most_mb = gradients_with(ParallelConfig())
     policies = {
         "save_matmul": ParallelConfig(recompute=Recompute.save_matmul),
+        "save_mlp": ParallelConfig(recompute=Recompute.save_mlp),
         "save_attention": ParallelConfig(recompute=Recompute.save_attention),
         "full": ParallelConfig(recompute=Recompute.full),
         "full, offloaded": ParallelConfig(recompute=Recompute.full, offload_activations=True),
@@ -121,7 +136,7 @@ def test_policies_and_offloading_take_less_memory_for_the_same_gradients() -> No
             # attention's gradients are added up in any order
             assert (found[key] - gradient).norm() < 0.01 * gradient.norm(), (name, key)
     print(peaks_mb)  # noqa: T201 (a table to show)
-    order = ["none", "save_matmul", "save_attention", "full", "full, offloaded"]
+    order = ["none", "save_matmul", "save_mlp", "save_attention", "full", "full, offloaded"]
     assert sorted(order, key=peaks_mb.__getitem__, reverse=True) == order
     assert peaks_mb["offloaded"] < peaks_mb["none"]
 

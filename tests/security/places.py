@@ -24,7 +24,8 @@ from cosmos_hydra.config import (
     TokenizerConfig,
     TokenizerKind,
 )
-from cosmos_hydra.data.store import Layout, open_store
+from cosmos_hydra.data.layout import Layout
+from cosmos_hydra.data.store import open_store
 from cosmos_hydra.data.writer import SampleWriter, Texts
 from cosmos_hydra.engines.torch import checkpoint, state
 from cosmos_hydra.engines.torch.mesh import join

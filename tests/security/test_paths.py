@@ -18,8 +18,9 @@ from watching import untouched
 
 from cosmos_hydra.claim import claim
 from cosmos_hydra.config import DataConfig, SampleFormat
+from cosmos_hydra.data.layout import Layout
 from cosmos_hydra.data.sources.folder import find_episodes
-from cosmos_hydra.data.store import Layout, open_store
+from cosmos_hydra.data.store import open_store
 from cosmos_hydra.data.writer import Texts
 from cosmos_hydra.errors import ConfigError, CosmosError, StageError
 from cosmos_hydra.models.text import TextEmbedding

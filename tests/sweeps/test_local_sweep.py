@@ -21,8 +21,8 @@ from small_runs import SAMPLES, small_config, train
 
 from cosmos_hydra import runs
 from cosmos_hydra.config import SampleFormat
+from cosmos_hydra.data.layout import Layout
 from cosmos_hydra.data.ledger import Ledger
-from cosmos_hydra.data.store import Layout
 
 METRIC = "metric: val_loss, lower is better"
 WRONG_TYPE = "has the wrong type; value 'a' of type 'str' could not be converted to Integer"
@@ -265,7 +265,9 @@ def test_a_pipeline_makes_its_samples_once_and_jobs_at_once_wait_for_each_other(
             assert ledger.enter()
             ledger.sign()
             held.set()
-            time.sleep(8)  # longer than a job takes to get there
+            until_s = time.monotonic() + 100
+            while b"waiting: " not in os.pread(1, 1 << 20, 0) and time.monotonic() < until_s:
+                time.sleep(0.1)  # the file that standard output is captured in
 
     holder = threading.Thread(target=hold)
     holder.start()

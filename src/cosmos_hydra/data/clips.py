@@ -18,7 +18,7 @@ from cosmos_hydra.seeds import numpy_generator, seed_of
 TRAIN, HELD_OUT = "train", "held_out"
 FEW_EPISODES = 5  # below this no whole episode is held out
 HELD_OUT_TAIL = 0.15  # share of each of few episodes that is held out
-# Matroska rounds time stamps to 1 ms, decord's single precision to 0.5 ms after two hours
+# Matroska rounds time stamps to 1 ms
 TIME_TOLERANCE_S = 2e-3
 GAP_TOLERANCE = 0.1  # frames; time stamps are rounded
 

@@ -1,20 +1,13 @@
 """Decode videos in processes of their own, which a broken or hostile file may crash or hang.
 
-Frames arrive in shared memory, uncopied. Nothing a decoder process sends is trusted: headers are
-JSON of known shape, sizes are checked before memory is made, and the memory cannot be resized.
+Frames arrive in shared memory, uncopied.
 
 Legend: F frames, H W picture height/width, 3 colour channels, uint8.
 """
 
-import json
 import math
 import os
-import signal
-import socket
-import subprocess
-import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,31 +19,9 @@ from typing import Any
 import numpy as np
 
 from cosmos_hydra.data.decode_memory import MemoryPool, SharedMemory
+from cosmos_hydra.data.decode_worker import Ended, Limits, Refused, UnreadableVideo, Worker
 
-MAX_HEADER_BYTES = 1 << 16
-MAX_SIDE = 1 << 16  # pixels
-MAX_FRAMES = 1 << 26  # of a video: half a gigabyte of time stamps
 ATTEMPTS = 3  # a process may be killed from outside, as by the kernel when memory is short
-END_S = 2.0  # patience with a process that was told to end
-# without site: quicker, and the parent's module path holds all that it would add
-PYTHON = (sys.executable, "-E", "-S", "-X", "utf8")
-START = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from cosmos_hydra.data.decode_child import serve; serve(*json.loads(sys.argv[2]))"
-)
-# one thread each; freed pictures are used again instead of given back to the system
-ENVIRONMENT = {
-    "OPENBLAS_NUM_THREADS": "1",
-    "OMP_NUM_THREADS": "1",
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
-    "MALLOC_TRIM_THRESHOLD_": str(256 << 20),
-}
-INHERITED = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG", "LC_ALL")
-
-
-class UnreadableVideo(Exception):
-    """A video file that cannot be decoded; the message is the reason, in a few words."""
 
 
 @dataclass(frozen=True)
@@ -76,14 +47,6 @@ class FramesRequest:
     frame_indices: tuple[int, ...]
 
 
-class _Refused(Exception):
-    """The reason that a decoder process gives; it is sound itself."""
-
-
-class _Ended(Exception):
-    """A decoder process ended by itself; the message says how."""
-
-
 class DecodePool:
     """Up to `workers` decoder processes, started when first needed.
 
@@ -99,9 +62,9 @@ class DecodePool:
         result_gb: float = 16.0,
     ) -> None:
         self.workers = workers
-        self.limits = _Limits(memory_gb, time_s, result_gb)
-        self._all: set[_Worker] = set()
-        self._free: list[_Worker] = []  # idle for longest first
+        self.limits = Limits(memory_gb, time_s, result_gb)
+        self._all: set[Worker] = set()
+        self._free: list[Worker] = []  # idle for longest first
         self._memories = MemoryPool(workers)
         self._is_closed = False
         self._change = threading.Condition()
@@ -183,7 +146,7 @@ class DecodePool:
         for _ in range(ATTEMPTS):
             try:
                 return self._try(request)
-            except _Ended as error:
+            except Ended as error:
                 how = str(error)
         raise UnreadableVideo(f"decoder crashed ({how})")
 
@@ -194,20 +157,20 @@ class DecodePool:
             answer = worker.ask(request)
             is_sound = True
             return answer
-        except _Refused as error:
+        except Refused as error:
             is_sound = True
             raise UnreadableVideo(str(error)) from None
         finally:
             self._give_back(worker, is_sound)
 
-    def _take(self, path: str) -> "_Worker":
+    def _take(self, path: str) -> Worker:
         with self._change:
             while not self._free and len(self._all) == self.workers:
                 self._change.wait()
             if self._is_closed:
                 raise UnreadableVideo("decoding was stopped")
             if not self._free:
-                worker = _Worker(path, self.limits, self._memories)
+                worker = Worker(path, self.limits, self._memories)
                 self._all.add(worker)
                 return worker
             # the one that has this file open, else the one idle for longest
@@ -217,7 +180,7 @@ class DecodePool:
             worker.path = path
             return worker
 
-    def _give_back(self, worker: "_Worker", is_sound: bool) -> None:
+    def _give_back(self, worker: Worker, is_sound: bool) -> None:
         if not is_sound:
             worker.end()
         with self._change:
@@ -226,120 +189,6 @@ class DecodePool:
             else:
                 self._all.remove(worker)
             self._change.notify()
-
-
-@dataclass(frozen=True)
-class _Limits:
-    """What one decoder process may take."""
-
-    memory_gb: float
-    time_s: float
-    result_gb: float
-
-
-class _Worker:
-    """One decoder process and the socket to it."""
-
-    def __init__(self, path: str, limits: _Limits, memories: MemoryPool) -> None:
-        self.path, self.limits, self._memories = path, limits, memories
-        self.socket, theirs = socket.socketpair()
-        arguments = [theirs.fileno(), os.getpid(), int(limits.memory_gb * 1e9), limits.time_s]
-        paths = [str(Path(__file__).parents[2]), *sys.path]
-        with theirs:
-            self.process = subprocess.Popen(
-                [*PYTHON, "-c", START, json.dumps(paths), json.dumps(arguments)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                env={k: v for k, v in os.environ.items() if k in INHERITED} | ENVIRONMENT,
-            )
-
-    def ask(self, request: dict[str, Any]) -> tuple[dict[str, Any], SharedMemory]:
-        """Return the header of the answer, and the values in shared memory.
-
-        Raises: _Refused; UnreadableVideo and _Ended, after which the process is of no use.
-        """
-        until_s = time.monotonic() + self.limits.time_s
-        try:
-            return self._ask(request, until_s)
-        except TimeoutError:
-            reason = f"takes longer than {self.limits.time_s:g} s to decode"
-            raise UnreadableVideo(reason) from None
-        except (OSError, EOFError):
-            raise _Ended(self._how_it_ended()) from None
-        except (ValueError, TypeError, KeyError, RecursionError):
-            raise UnreadableVideo("decoder crashed (answers nonsense)") from None
-
-    def _ask(self, request: dict[str, Any], until_s: float) -> tuple[dict[str, Any], SharedMemory]:
-        self.socket.settimeout(self.limits.time_s)
-        self.socket.sendall(json.dumps(request).encode() + b"\n")
-        header = self._receive(until_s)
-        if request["indices"] is None:
-            size_bytes = 8 * _checked_info(header)
-        else:
-            size_bytes = _checked_shape(header, len(request["indices"]))
-        if size_bytes > self.limits.result_gb * 1e9:
-            raise UnreadableVideo(
-                f"{header['shape']} values take more than {self.limits.result_gb:g} GB"
-            )
-        memory = self._memories.take(size_bytes)
-        socket.send_fds(self.socket, [b"m"], [memory.fd])
-        if self._receive(until_s) != {"done": True}:
-            raise ValueError
-        return header, memory
-
-    def _receive(self, until_s: float) -> dict[str, Any]:
-        """Return the next header, unless that is a reason why there is none."""
-        line = b""
-        while not line.endswith(b"\n"):
-            self.socket.settimeout(max(until_s - time.monotonic(), 1e-3))
-            part = self.socket.recv(4096)
-            line += part
-            if not part:
-                raise EOFError
-            if len(line) > MAX_HEADER_BYTES:
-                raise ValueError
-        header = json.loads(line)
-        if "memory" in header:
-            raise UnreadableVideo(f"needs more than {self.limits.memory_gb:g} GB to decode")
-        if "error" in header:
-            raise _Refused("".join(c if c.isprintable() else " " for c in header["error"]))
-        return header
-
-    def _how_it_ended(self) -> str:
-        try:
-            code = self.process.wait(END_S)
-        except subprocess.TimeoutExpired:
-            return "hung up"
-        return signal.Signals(-code).name if code < 0 else f"exit code {code}"
-
-    def end(self) -> None:
-        """Kill the process, if it is alive."""
-        self.socket.close()
-        self.process.kill()
-        self.process.wait()
-
-
-def _checked_info(header: dict[str, Any]) -> int:
-    """Return the number of frames that a video is said to have."""
-    (count,) = header["shape"]
-    info = header["info"]
-    sides = (info["height"], info["width"])
-    is_right = all(type(side) is int and 0 < side < MAX_SIDE for side in sides)
-    is_right &= all(type(info[name]) is float for name in ("fps", "pixel_aspect"))
-    if not (is_right and type(count) is int and 0 < count < MAX_FRAMES):
-        raise ValueError
-    return count
-
-
-def _checked_shape(header: dict[str, Any], num_frames: int) -> int:
-    """Return how many pixel values are announced."""
-    frames, height, width, channels = header["shape"]
-    is_right = all(type(side) is int and 0 < side < MAX_SIDE for side in (height, width))
-    if not is_right or (frames, channels) != (num_frames, 3):
-        raise ValueError
-    return frames * height * width * channels
 
 
 def _outcome(

@@ -100,6 +100,9 @@ def _distance(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 
 def lines_of(inventory: Inventory, data: DataConfig) -> Iterator[str]:
     """Yield the lines of stage=inspect about look-alikes, leaks between the splits first."""
+    if len(inventory.episodes) > MAX_VIDEOS:
+        videos = len(inventory.episodes)
+        yield f"look-alikes: of {videos} videos {MAX_VIDEOS}, evenly spread, are compared"
     pairs = find_pairs(inventory)
     if not pairs:
         yield "look-alikes: none"

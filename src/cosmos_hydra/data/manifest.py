@@ -6,10 +6,11 @@ from cosmos_hydra import config as schema
 from cosmos_hydra import files
 from cosmos_hydra.config import Config
 from cosmos_hydra.data.keys import text_key
+from cosmos_hydra.data.layout import Layout
 from cosmos_hydra.data.ledger import Ledger
 from cosmos_hydra.data.plan import Work, remove_unwanted, unwanted_samples
 from cosmos_hydra.data.readers import has_readers
-from cosmos_hydra.data.store import FORMAT_VERSION, Layout
+from cosmos_hydra.data.store import FORMAT_VERSION
 from cosmos_hydra.errors import StageError
 
 # what makes two folders hold the same samples

@@ -13,8 +13,8 @@ from cosmos_hydra.config import DataConfig, SampleFormat
 from cosmos_hydra.data.clips import Clip
 from cosmos_hydra.data.inventory import Inventory
 from cosmos_hydra.data.keys import clip_key, clip_part, sample_key, text_key
+from cosmos_hydra.data.layout import Layout
 from cosmos_hydra.data.sources import Found
-from cosmos_hydra.data.store import Layout
 
 MAX_GROUP = 8  # clips that one process makes at a time
 FEWEST_GROUPS = 32  # so many, where there are as many clips, balance the load

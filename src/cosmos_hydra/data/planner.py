@@ -21,6 +21,7 @@ from cosmos_hydra.data import sources
 from cosmos_hydra.data.digests import Digests
 from cosmos_hydra.data.inventory import Inventory, messages, settings, take_inventory
 from cosmos_hydra.data.keys import fit_key
+from cosmos_hydra.data.layout import Layout
 from cosmos_hydra.data.ledger import POLL_S, Ledger
 from cosmos_hydra.data.plan import (
     Work,
@@ -30,7 +31,7 @@ from cosmos_hydra.data.plan import (
     samples_in,
     whole_samples,
 )
-from cosmos_hydra.data.store import MISSHAPEN, Layout
+from cosmos_hydra.data.store import MISSHAPEN
 from cosmos_hydra.errors import StageError
 from cosmos_hydra.models.text import load_text_encoder
 from cosmos_hydra.models.tokenizer import load_tokenizer
@@ -287,7 +288,8 @@ class Planner:
         clips, captions = set(work.missing), work.needed_captions
         groups = [not captions & set(group) for group in work.caption_groups]
         groups += [not clips & set(group) for group in work.clip_groups]
-        ledger.share([*groups, False])
+        with files.naming(self.layout.lock):
+            ledger.share([*groups, False])
         old = self.manifest or {}
         if old.get("settings", {}).get("data") == self.settings["data"]:
             for name, digest in old.get("broken", {}).items():

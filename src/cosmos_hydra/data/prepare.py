@@ -25,12 +25,13 @@ from cosmos_hydra.data.clips import TRAIN, Clip
 from cosmos_hydra.data.encode import encode_clips
 from cosmos_hydra.data.inventory import Inventory
 from cosmos_hydra.data.keys import clip_part
+from cosmos_hydra.data.layout import Layout
 from cosmos_hydra.data.ledger import Ledger, Shares
 from cosmos_hydra.data.manifest import complete
 from cosmos_hydra.data.plan import Work
 from cosmos_hydra.data.planner import Planner
 from cosmos_hydra.data.preview import write_previews
-from cosmos_hydra.data.store import Layout, SampleStore, open_store
+from cosmos_hydra.data.store import SampleStore, open_store
 from cosmos_hydra.data.video import ContentBox, UnreadableVideo, decode, fit_frames, to_signed
 from cosmos_hydra.data.writer import SampleWriter, Texts
 from cosmos_hydra.engines.torch.team import Team

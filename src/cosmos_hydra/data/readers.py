@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from cosmos_hydra.claim import is_file_of, open_lock
-from cosmos_hydra.data.store import Layout
+from cosmos_hydra.data.layout import Layout
 
 
 @contextmanager

@@ -1,11 +1,7 @@
 """Samples on disk: one clip's latent, text embedding and facts each, and a manifest.
 
-`safetensors` (ours): `{i}.info.json` and `{i}.video_latent.safetensors`; text embeddings once per
-caption below `text/`, named in info.json. `nemo`: exactly the four files that the NeMo data module
-reads, `{i}.info.json {i}.video_latent.pth {i}.t5_text_embeddings.pth {i}.t5_text_mask.pth`, and the
-manifest beside the folder, since that reader takes every file for a sample.
-info.json is written last: a sample without it does not count. It has the sha256 of the sample's
-files and of itself, which are checked where they are there; other caches have none.
+info.json has the sha256 of the sample's files and of itself, which are checked where they are
+there; other caches have none.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,6 +15,7 @@ import torch
 from cosmos_hydra import files
 from cosmos_hydra.config import SampleFormat
 from cosmos_hydra.data.clips import HELD_OUT, TRAIN
+from cosmos_hydra.data.layout import Layout
 from cosmos_hydra.errors import StageError
 from cosmos_hydra.pth import read_pth
 from cosmos_hydra.reading import (
@@ -37,55 +34,6 @@ READ_VERSIONS = (1, 2)
 MAX_FPS = 1000.0
 # what JSON of another shape than expected raises
 MISSHAPEN = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where the files of a sample folder lie."""
-
-    folder: Path
-    format: SampleFormat
-
-    def beside(self, name: str) -> Path:
-        """Return the path of a file about the whole folder."""
-        if self.format is SampleFormat.nemo:
-            return self.folder.with_name(f"{self.folder.name}.{name}")
-        return self.folder / name
-
-    @property
-    def manifest(self) -> Path:
-        return self.beside("manifest.json")
-
-    @property
-    def texts(self) -> Path:
-        """Return the folder of the captions' embeddings."""
-        return self.beside("text")
-
-    @property
-    def hashes(self) -> Path:
-        """Return the file that remembers the hashes of the videos."""
-        return self.beside("hashes.json")
-
-    @property
-    def ends(self) -> set[str]:
-        """Return how the names of a sample's files end."""
-        if self.format is SampleFormat.nemo:
-            tensors = ("video_latent", "t5_text_embeddings", "t5_text_mask")
-            return {"info.json", *(f"{name}.pth" for name in tensors)}
-        return {"info.json", "video_latent.safetensors"}
-
-    @property
-    def lock(self) -> Path:
-        """Return the file that a process holds while it writes here."""
-        return self.beside("lock" if self.format is SampleFormat.nemo else ".lock")
-
-    @property
-    def readers(self) -> Path:
-        """Return the file that runs hold while they read here."""
-        return self.beside("readers" if self.format is SampleFormat.nemo else ".readers")
-
-    def info(self, sample_id: str) -> Path:
-        return self.folder / f"{sample_id}.info.json"
 
 
 @dataclass(frozen=True)

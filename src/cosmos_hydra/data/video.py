@@ -18,7 +18,7 @@ import torch
 from cosmos_hydra import files
 from cosmos_hydra.config import Fit
 from cosmos_hydra.data.decode_pool import DecodePool, VideoInfo
-from cosmos_hydra.data.decode_pool import UnreadableVideo as UnreadableVideo
+from cosmos_hydra.data.decode_worker import UnreadableVideo as UnreadableVideo
 
 VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"}
 FRAMES_AT_ONCE = 16  # keeps the float copy of a resize small

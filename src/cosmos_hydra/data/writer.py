@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from cosmos_hydra import files
 from cosmos_hydra.config import SampleFormat
 from cosmos_hydra.data.keys import text_key
+from cosmos_hydra.data.layout import Layout
 from cosmos_hydra.data.motion import write_motion
-from cosmos_hydra.data.store import Layout
 from cosmos_hydra.models.text import TextEmbedding
 from cosmos_hydra.reading import contained, read_sealed, read_tensors, sealed
 

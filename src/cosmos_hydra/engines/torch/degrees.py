@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from math import prod
 
-from cosmos_hydra.config import Config, ParallelConfig, PeftKind
+from cosmos_hydra.config import Config, Linears, ParallelConfig, PeftKind
 from cosmos_hydra.data.clips import latent_shape
 from cosmos_hydra.errors import ConfigError
 
@@ -78,6 +78,11 @@ def check_degrees(config: Config, degrees: Degrees) -> list[str]:
         problems.append(
             f"parallel.tp={degrees.tp} does not work with peft=lora; share tokens with "
             f"parallel.cp and weights with parallel.dp_shard"
+        )
+    if degrees.tp > 1 and config.parallel.linears is Linears.float8:
+        problems.append(
+            f"parallel.tp={degrees.tp} does not work with parallel.linears=float8; share tokens "
+            f"with parallel.cp and weights with parallel.dp_shard"
         )
     shards = degrees.cp * (degrees.tp if config.parallel.sequence_parallel else 1)
     tokens = token_count(config)

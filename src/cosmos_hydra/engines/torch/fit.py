@@ -86,19 +86,19 @@ def _lacks_memory(
     config: Config, device: torch.device, purpose: Stage, can_change_clip: bool, free_gb: float
 ) -> Iterator[str]:
     def needed_gb(change: Change) -> float:
-        return estimate(_changed(config, change), device, purpose).total_gb
+        return estimate(changed(config, change), device, purpose).total_gb
 
     needed = estimate(config, device, purpose)
     if needed.total_gb <= free_gb:
         return
     parts = [f"model={config.model.name} needs {needed} on {device} but {gb(free_gb)} GB are free"]
     settings, clip = SETTINGS[purpose], CLIP if can_change_clip else ()
-    change = _smallest_change(config, (*settings, *clip), lambda c: needed_gb(c) <= free_gb)
+    change = smallest_change(config, (*settings, *clip), lambda c: needed_gb(c) <= free_gb)
     frugal = _most_frugal(config, settings, needed_gb)
     if frugal and (change is None or any(key.startswith("data.") for key in change)):
-        parts.append(f"{_typed(frugal)} needs {gb(needed_gb(frugal))}: still too much")
+        parts.append(f"{typed(frugal)} needs {gb(needed_gb(frugal))}: still too much")
     if change is not None:
-        parts.append(f"smallest change that fits: {_typed(change)} ({gb(needed_gb(change))} GB)")
+        parts.append(f"smallest change that fits: {typed(change)} ({gb(needed_gb(change))} GB)")
         if purpose is Stage.post_train and any(key.startswith("data.") for key in change):
             parts.append("stage=preprocess has to make the samples again for that")
     else:
@@ -118,29 +118,30 @@ def _takes_long(config: Config, device: torch.device, purpose: Stage) -> Iterato
         what, passes = "a video", config.generate.steps * (2 if config.generate.guidance else 1)
     tflop = passes * forward_flop(config.model, token_count(config)) / 1e12
     cores = torch.get_num_threads()
-    duration = _duration(tflop / (cores * CORE_TFLOP_PER_S))
+    takes = duration(tflop / (cores * CORE_TFLOP_PER_S))
     yield (
         f"model={config.model.name} has {parameters / 1e9:.1f} billion parameters: {what} would "
-        f"take this CPU {duration} at best ({tflop:,.0f} TFLOP at {CORE_TFLOP_PER_S} TFLOP/s a "
+        f"take this CPU {takes} at best ({tflop:,.0f} TFLOP at {CORE_TFLOP_PER_S} TFLOP/s a "
         f"core, cores {cores}); use a GPU, or model=tiny"
     )
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return a time as shown to users, in the unit that fits."""
     for name, unit_s in UNITS_S:
         if seconds >= 2 * unit_s:
             return f"{seconds / unit_s:.0f} {name}"
     return f"{math.ceil(seconds)} seconds"
 
 
-def _smallest_change(
+def smallest_change(
     config: Config, candidates: Iterable[Candidate], fits: Callable[[Change], bool]
 ) -> Change | None:
     """Return what fits and changes the fewest respects; of those what keeps most of a batch."""
 
     def work(change: Change) -> int:
-        changed = _changed(config, change)
-        return changed.trainer.micro_batch_size * token_count(changed)
+        other = changed(config, change)
+        return other.trainer.micro_batch_size * token_count(other)
 
     options = [list(candidate(config)) for candidate in candidates]
     for count in range(1, len(options) + 1):
@@ -167,15 +168,17 @@ def _merged(changes: Iterable[Change]) -> Change:
     return {key: value for change in changes for key, value in change.items()}
 
 
-def _typed(change: Change) -> str:
+def typed(change: Change) -> str:
+    """Return a change as overrides."""
     return " ".join(f"{key}={value}" for key, value in change.items())
 
 
-def _changed(config: Config, change: Change) -> Config:
+def changed(config: Config, change: Change) -> Config:
+    """Return a config with a change."""
     for key, value in change.items():
         section, name = key.split(".")
-        changed = replace(getattr(config, section), **{name: value})
-        config = replace(config, **{section: changed})
+        other = replace(getattr(config, section), **{name: value})
+        config = replace(config, **{section: other})
     return config
 
 

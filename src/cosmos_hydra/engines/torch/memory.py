@@ -1,7 +1,7 @@
 """How much memory training and generation take, estimated from the config before anything is built.
 
 Counted is what autograd keeps of the network as this project runs it: float32 weights, autocast
-to bf16 (its copies of the weights too), attention that never holds an L x L matrix, no compile.
+to bf16 (its copies of the weights too), attention that never holds an L x L matrix.
 Legend: stream = channels of all tokens of a micro-batch; H W latent height/width. Sizes are bytes,
 and GB = 1e9 bytes in `Memory`.
 """
@@ -9,7 +9,7 @@ and GB = 1e9 bytes in `Memory`.
 from dataclasses import dataclass
 from math import prod
 
-from cosmos_hydra.config import Config, Precision, Recompute, StatePrecision, TokenizerKind
+from cosmos_hydra.config import Config, Linears, Precision, Recompute, StatePrecision, TokenizerKind
 from cosmos_hydra.data.clips import latent_shape
 from cosmos_hydra.engines.torch.checkpoint import bytes_per_parameter
 from cosmos_hydra.engines.torch.degrees import Degrees, token_count
@@ -46,6 +46,9 @@ COSTS = {
     Precision.bf16: _Cost(element=2, block=86, text=14, head=10, forward=39),
     Precision.fp32: _Cost(element=4, block=96, text=16, head=12, forward=40),
 }
+# share of that which compiled blocks keep, as norms, rotation and GELU are made again from their
+# inputs; on an H200 7b took 124 GB with recompute=save_mlp
+COMPILED = 0.55
 GENERATION_FORWARD = 32  # with weights that are bf16 themselves
 FORWARD_MLP = 18  # beside the MLP, where that needs most
 INPUT = 4  # the input of a block, float32 in both precisions
@@ -237,11 +240,18 @@ def _kept_bytes(config: Config, precision: Precision, share: Share) -> float:
     text = config.trainer.micro_batch_size * model.text_tokens
     stream = tokens * width(model)
     kept = float(INPUT * stream)
-    if config.parallel.recompute is not Recompute.full:  # the outputs of two attentions
-        kept += 2 * (element * stream + FLOAT32 * tokens * model.num_heads)
-    if config.parallel.recompute is Recompute.save_matmul:
-        # queries, keys, values, their outputs; keys and values of the text; both of the MLP
-        kept += element * ((6 + model.mlp_ratio + 1) * stream + 2 * text * width(model))
+    recompute = config.parallel.recompute
+    output = element * stream
+    attention = output + FLOAT32 * tokens * model.num_heads
+    if recompute is not Recompute.full:
+        kept += attention
+    if recompute is Recompute.save_mlp:
+        kept += output
+    if recompute is Recompute.save_matmul:
+        # cross-attention; queries, keys, values, their outputs; keys and values of the text; both
+        # of the MLP
+        kept += attention + (6 + model.mlp_ratio + 1) * output
+        kept += element * 2 * text * width(model)
     return kept
 
 
@@ -249,6 +259,8 @@ def _block_bytes(config: Config, precision: Precision, share: Share) -> float:
     """Return what one block keeps of a micro-batch."""
     model, cost, batch = config.model, COSTS[precision], config.trainer.micro_batch_size
     of_a_number = cost.block + 2 * cost.element * model.mlp_ratio
+    if config.parallel.compile:
+        of_a_number *= COMPILED
     of_a_text_token = cost.text * width(model)
     if precision is Precision.bf16:  # keys and values copy their input
         of_a_text_token += 2 * cost.element * model.text_dim
@@ -311,4 +323,9 @@ def _copied_weight_bytes(config: Config, precision: Precision, share: Share) -> 
     """Return what autocast keeps of the weights until the forward pass is over."""
     if share.gathered_bytes is not None:
         return share.gathered_bytes
-    return 2 * parameter_count(config.model) if precision is Precision.bf16 else 0
+    if precision is not Precision.bf16:
+        return 0
+    # in float8 each product rounds its own copy
+    is_float8 = config.parallel.linears is Linears.float8
+    rounded = split_count(config.model) if is_float8 else 0
+    return 2 * (parameter_count(config.model) - rounded)

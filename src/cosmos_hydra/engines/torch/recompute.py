@@ -1,10 +1,12 @@
 """What of the forward pass is kept for the backward pass, by name.
 
-Selective policies are PyTorch's: each operation is kept or computed again.
+Selective policies are PyTorch's: each operation is kept or computed again. For torch.compile they
+are orders: left to prefer, it keeps more than fits.
 """
 
 from collections.abc import Callable
 from functools import partial
+from types import MethodType
 from typing import Any
 
 import torch
@@ -26,11 +28,8 @@ ATTENTION = {
     aten._scaled_dot_product_efficient_attention.default,
     aten._scaled_dot_product_flash_attention_for_cpu.default,
 }
-MATMUL = {aten.mm.default, aten.addmm.default, aten.bmm.default}
-KEPT = {
-    Recompute.save_attention: ATTENTION,
-    Recompute.save_matmul: ATTENTION | MATMUL,
-}
+PRODUCTS = {aten.mm.default, aten._scaled_mm.default}
+MATMUL = PRODUCTS | {aten.addmm.default, aten.bmm.default}
 
 
 def apply_recompute(transformer: Any, parallel: ParallelConfig, device: torch.device) -> None:
@@ -42,24 +41,51 @@ def apply_recompute(transformer: Any, parallel: ParallelConfig, device: torch.de
     if parallel.recompute is not Recompute.none:
         # nothing in a block is random
         options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
-        if parallel.recompute in KEPT:
-            options["context_fn"] = _contexts(KEPT[parallel.recompute])
+        if parallel.compile or parallel.recompute is not Recompute.full:
+            options["context_fn"] = _contexts(parallel.recompute)
+        recomputing = _recomputing(type(blocks[0]).forward, options)
         # the last blocks' activations are gone before most gradients come
         for block in blocks[: max(0, len(blocks) - parallel.recompute_except)]:
-            # within FSDP's hooks, so that the weights are gathered; torch.compile knows this form
-            block.forward = partial(checkpoint, block.forward, **options)
+            # within FSDP's hooks, so that the weights are gathered
+            block.forward = MethodType(recomputing, block)
     if parallel.offload_activations and device.type == "cuda":
         offload = Offload(device)
         for block in blocks:
             block.forward = partial(_offloaded, block.forward, offload=offload, block=block)
 
 
-def _contexts(kept: set[Any]) -> Callable[[], Any]:
+def _recomputing(forward: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
+    """Return `forward`, recomputed; one function for all blocks, so that it is compiled once."""
+
+    # torch.compile looks into a function of ours that calls `checkpoint`, and not into `checkpoint`
+    def recomputed(block: nn.Module, *inputs: Any) -> Any:
+        return checkpoint(forward, block, *inputs, **options)
+
+    return recomputed
+
+
+def _contexts(recompute: Recompute) -> Callable[[], Any]:
     def choose(context: Any, operation: Any, *arguments: Any, **options: Any) -> CheckpointPolicy:
-        keep = operation in kept
-        return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
+        is_kept = _keeps(recompute, operation, arguments)
+        return CheckpointPolicy.MUST_SAVE if is_kept else CheckpointPolicy.MUST_RECOMPUTE
 
     return partial(create_selective_checkpoint_contexts, choose)
+
+
+def _keeps(recompute: Recompute, operation: Any, arguments: tuple[Any, ...]) -> bool:
+    """Return whether the result of an operation is kept."""
+    if recompute is Recompute.full:
+        return False
+    if recompute is Recompute.save_matmul:
+        return operation in ATTENTION | MATMUL
+    if operation in ATTENTION:  # over the text it is computed again in a moment
+        q_BNLK, k_BNTK, *_ = arguments
+        return bool(q_BNLK.shape[2] == k_BNTK.shape[2])
+    if recompute is Recompute.save_mlp and operation in PRODUCTS:
+        # longer sums than results have channels: the MLP's second product
+        left_MK, right_KD, *_ = arguments
+        return bool(left_MK.shape[1] > right_KD.shape[1])
+    return False
 
 
 def _offloaded(

@@ -1,11 +1,12 @@
-"""Apply parallelism to a transformer, in this order: tensor parallel, tokens, recompute, compile,
-FSDP. Nothing else knows the order.
+"""Apply parallelism to a transformer, in this order: float8, tensor parallel, tokens, recompute,
+compile, FSDP. Nothing else knows the order.
 
 Gradients come out as sums over all ranks: the loss of a rank is that of its samples over the
 global number of samples, so nothing is averaged.
 """
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from torch.distributed.tensor.parallel import (
 from cosmos_hydra.config import Config, Precision
 from cosmos_hydra.engines.torch.attention import Ulysses, set_attention
 from cosmos_hydra.engines.torch.kernels import Kernel, effective_attention, kernel_of
+from cosmos_hydra.engines.torch.linears import set_linears
 from cosmos_hydra.engines.torch.mesh import Ranks
 from cosmos_hydra.engines.torch.precision import effective_precision
 from cosmos_hydra.engines.torch.recompute import apply_recompute
@@ -34,6 +36,7 @@ def parallelize(transformer: Any, config: Config, ranks: Ranks) -> None:
     """Change a transformer in place; its parameters may still be on the meta device."""
     mesh, degrees, parallel = ranks.mesh, ranks.degrees, config.parallel
     is_sequence_parallel = parallel.sequence_parallel and degrees.tp > 1
+    set_linears(transformer, config, ranks.device, degrees.cp)
     if mesh is not None and degrees.tp > 1:
         _tensor_parallel(transformer, mesh["tp"], is_sequence_parallel)
     _set_attention(transformer, config, ranks)
@@ -41,10 +44,20 @@ def parallelize(transformer: Any, config: Config, ranks: Ranks) -> None:
         _share(transformer, ranks, is_sequence_parallel)
     apply_recompute(transformer, parallel, ranks.device)
     if parallel.compile:
-        for block in transformer.transformer_blocks:
-            block.compile()
+        compile_blocks(transformer)
     if mesh is not None:
         _fully_shard(transformer, mesh, effective_precision(parallel.precision, ranks.device))
+
+
+def compile_blocks(transformer: Any, backend: str | Callable[..., Any] = "inductor") -> None:
+    """Compile the blocks, which share one compiled function where their inputs are alike."""
+
+    def exact(module: torch.nn.Module, inputs: Any, x_BFHWD: torch.Tensor) -> torch.Tensor:
+        return x_BFHWD.float()  # as what every later block gets
+
+    transformer.patch_embed.register_forward_hook(exact)
+    for block in transformer.transformer_blocks:
+        block.compile(backend=backend)
 
 
 def _tensor_parallel(transformer: Any, tp: DeviceMesh, is_sequence_parallel: bool) -> None:

@@ -40,14 +40,18 @@ class SmallMomentsAdamW(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Update every parameter that has a gradient."""
         for group in self.param_groups:
-            for place, parameter in enumerate(group["params"]):
-                if parameter.grad is not None:
-                    self._update(parameter, place, group)
+            due = [(n, p) for n, p in enumerate(group["params"]) if p.grad is not None]
+            if due:
+                # read at once: each reading waits for the device
+                steps = torch.stack([self.state[parameter]["step"] for _, parameter in due])
+                for (place, parameter), step in zip(due, steps.tolist(), strict=True):
+                    self._update(parameter, place, group, int(step) + 1)
 
-    def _update(self, parameter: nn.Parameter, place: int, group: dict[str, Any]) -> None:
+    def _update(
+        self, parameter: nn.Parameter, place: int, group: dict[str, Any], step: int
+    ) -> None:
         state = self.state[parameter]
         state["step"] += 1
-        step = int(state["step"].item())
         weight, gradient = local(parameter), local(parameter.grad).float()
         generator = torch.Generator(weight.device)
         generator.manual_seed(seed_of(self.seed, "round", step, place, self.part))
