@@ -362,7 +362,7 @@ class ParallelConfig:
     # attention kernel of PyTorch: auto = the first that works here of cudnn (on Hopper and newer),
     # flash, efficient, math; or one of these
     attention: Attention = Attention.auto
-    # compile each transformer block with torch.compile
+    # compile each transformer block, and the update of moments in bf16, with torch.compile
     compile: bool = False
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from cosmos_hydra.config import OptimConfig, StatePrecision
 from cosmos_hydra.engines.torch.optimizer import build_optimizer
+from cosmos_hydra.engines.torch.rounded_adamw import random_bits, rounded
 from cosmos_hydra.engines.torch.small_moments import (
     as_float,
     empty_moment,
@@ -65,6 +66,29 @@ def test_rounding_is_a_function_of_seed_step_and_part() -> None:
     one, same, other = (optimized(StatePrecision.bf16, gradients, part) for part in (0, 0, 1))
     assert torch.equal(one.moments["exp_avg"], same.moments["exp_avg"])
     assert not torch.equal(one.moments["exp_avg"], other.moments["exp_avg"])
+
+
+def test_random_bits_are_those_of_the_published_hash() -> None:
+    key, mask = 0x1234567, (1 << 32) - 1
+
+    def mixed(x: int) -> int:
+        x = (x ^ (x >> 16)) * 0x7FEB352D & mask
+        x = (x ^ (x >> 15)) * 0x846CA68B & mask
+        return x ^ (x >> 16)
+
+    bits_N = random_bits(10_000, torch.tensor(key, dtype=torch.int32))
+    assert [bits & mask for bits in bits_N.tolist()] == [mixed(n ^ key) for n in range(10_000)]
+
+
+@pytest.mark.parametrize("size", [1.0, -3e-6, 7e19])
+def test_rounding_is_right_on_average_and_never_further_than_a_digit(size: float) -> None:
+    exact_N = size * torch.linspace(1, 2, 1 << 16)
+    random_N = torch.randperm(1 << 16, generator=torch.Generator().manual_seed(0)).int()
+    errors_N = rounded(exact_N, random_N).double() / exact_N - 1
+    assert errors_N.abs().max() < 2**-7
+    assert abs(errors_N.mean().item()) < 5e-5
+    # those that bfloat16 has stay
+    assert torch.equal(rounded(exact_N.bfloat16().float(), random_N), exact_N.bfloat16())
 
 
 @pytest.mark.parametrize("name", ["exp_avg", "exp_avg_sq"])

@@ -11,11 +11,13 @@ import torch
 from conftest import SMALL
 from distributed_cases import train
 from small_runs import SAMPLES, initialised, small_config
+from torch.profiler import ProfilerActivity, profile
 
 from cosmos_hydra.config import Attention, ParallelConfig, Recompute
 from cosmos_hydra.engines.torch.attention import set_attention
 from cosmos_hydra.engines.torch.kernels import kernel_of
 from cosmos_hydra.engines.torch.recompute import apply_recompute
+from cosmos_hydra.engines.torch.rounded_adamw import compiled, factors_of, update
 
 pytestmark = [
     pytest.mark.gpu,
@@ -41,6 +43,7 @@ ON_ONE = {
     "efficient": "parallel.attention=efficient",
     "math": "parallel.attention=math",
     "moments in bf16": "optim.state=bf16",
+    "moments in bf16, compiled": "optim.state=bf16 parallel.compile=true",
     "moments in 8 bits": "optim.state=int8",
 }
 ON_TWO = {
@@ -96,6 +99,33 @@ def test_float8_comes_near(small_samples: Path, tmp_path: Path, plain: Path, mor
     found = losses(tmp_path)
     assert found != losses(plain / "bf16")
     assert found[::2] == pytest.approx(losses(plain / "bf16")[::2], rel=0.05)
+
+
+def test_the_compiled_update_of_moments_in_bfloat16_is_one_kernel_and_the_same_update() -> None:
+    generator = torch.Generator(CUDA).manual_seed(0)
+    key, factors = (
+        torch.tensor(7, dtype=torch.int32),
+        torch.tensor(factors_of(3, 1e-3, (0.9, 0.999), 1e-8, 0.1)),
+    )
+    compiled_update = compiled()
+    for count in (4096, 1_000_003):
+        start = [torch.randn(count, generator=generator, device=CUDA) for _ in range(4)]
+        weight_N, gradient_N, mean_N, square_N = start[0], start[1], start[2], start[3].square()
+        both = []
+        for function in (update, compiled_update):
+            tensors = [weight_N.clone(), gradient_N, mean_N.bfloat16(), square_N.bfloat16()]
+            function(*tensors, key.to(CUDA), factors.to(CUDA))
+            both.append(tensors)
+        for eager_N, compiled_N in zip(*both, strict=True):
+            # a multiplication and addition in one may end a digit further, once in many
+            same = (eager_N == compiled_N).float().mean().item()
+            assert same > (0.5 if eager_N.dtype is torch.float32 else 0.999)
+            torch.testing.assert_close(compiled_N, eager_N, rtol=1e-2, atol=1e-6)
+    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+        compiled_update(*tensors, key.to(CUDA), factors.to(CUDA))
+        torch.cuda.synchronize()
+    names = [event.key for event in profiled.key_averages() if "triton" in event.key]
+    assert len(names) == 1, names
 
 
 def gradients_with(parallel: ParallelConfig) -> tuple[dict[str, torch.Tensor], float]:

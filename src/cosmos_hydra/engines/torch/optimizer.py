@@ -10,16 +10,16 @@ from cosmos_hydra.engines.torch.small_moments import SmallMomentsAdamW
 
 
 def build_optimizer(
-    module: nn.Module, optim: OptimConfig, seed: int, part: int
+    module: nn.Module, optim: OptimConfig, seed: int, part: int, is_compiled: bool = False
 ) -> torch.optim.Optimizer:
     """Return AdamW over all trainable parameters; the caller sets the rate at every step.
 
-    `part` says which part of the parameters this rank holds. Raises: ConfigError without torchao,
-    where that is needed.
+    `part` says which part of the parameters this rank holds; `is_compiled` makes the update of
+    moments in bfloat16 one kernel. Raises: ConfigError without torchao, where that is needed.
     """
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     if optim.state is not StatePrecision.fp32:
-        return SmallMomentsAdamW(parameters, optim, seed, part)
+        return SmallMomentsAdamW(parameters, optim, seed, part, is_compiled)
     beta1, beta2 = optim.betas
     return torch.optim.AdamW(
         parameters,

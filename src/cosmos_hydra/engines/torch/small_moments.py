@@ -12,7 +12,9 @@ import torch
 from torch import nn
 
 from cosmos_hydra.config import OptimConfig, StatePrecision
+from cosmos_hydra.engines.torch import rounded_adamw
 from cosmos_hydra.engines.torch.parts import local, with_local
+from cosmos_hydra.engines.torch.rounded_adamw import Update, factors_of
 from cosmos_hydra.errors import ConfigError
 from cosmos_hydra.seeds import seed_of
 
@@ -30,39 +32,54 @@ class SmallMomentsAdamW(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, parameters: list[nn.Parameter], optim: OptimConfig, seed: int, part: int
+        self,
+        parameters: list[nn.Parameter],
+        optim: OptimConfig,
+        seed: int,
+        part: int,
+        is_compiled: bool = False,
     ) -> None:
         defaults = {"lr": optim.lr, "betas": tuple(optim.betas), "eps": optim.eps}
         super().__init__(parameters, {**defaults, "weight_decay": optim.weight_decay})
         self.precision, self.seed, self.part = optim.state, seed, part
+        self.update: Update = rounded_adamw.compiled() if is_compiled else rounded_adamw.update
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Update every parameter that has a gradient."""
         for group in self.param_groups:
             due = [(n, p) for n, p in enumerate(group["params"]) if p.grad is not None]
-            if due:
-                # read at once: each reading waits for the device
-                steps = torch.stack([self.state[parameter]["step"] for _, parameter in due])
-                for (place, parameter), step in zip(due, steps.tolist(), strict=True):
-                    self._update(parameter, place, group, int(step) + 1)
+            if not due:
+                continue
+            # read at once: each reading waits for the device
+            kept = torch.stack([self.state[parameter]["step"] for _, parameter in due])
+            steps = [int(step) + 1 for step in kept.tolist()]
+            settings = {name: group[name] for name in ("lr", "betas", "eps", "weight_decay")}
+            factors = [factors_of(step, **settings) for step in steps]
+            device = local(due[0][1]).device
+            keys = [
+                seed_of(self.seed, "round", step, place, self.part) % (1 << 31)
+                for step, (place, _) in zip(steps, due, strict=True)
+            ]
+            numbers = torch.tensor(factors).to(device), torch.tensor(keys).int().to(device)
+            for (_, parameter), *shared in zip(due, *numbers, strict=True):
+                self._update(parameter, *shared)
 
-    def _update(
-        self, parameter: nn.Parameter, place: int, group: dict[str, Any], step: int
-    ) -> None:
+    def _update(self, parameter: nn.Parameter, factors: torch.Tensor, key: torch.Tensor) -> None:
         state = self.state[parameter]
         state["step"] += 1
-        weight, gradient = local(parameter), local(parameter.grad).float()
-        generator = torch.Generator(weight.device)
-        generator.manual_seed(seed_of(self.seed, "round", step, place, self.part))
-        beta1, beta2 = group["betas"]
-        mean = as_float(state["exp_avg"]).lerp(gradient, 1 - beta1)
-        square = as_float(state["exp_avg_sq"]).lerp(gradient.square_(), 1 - beta2)
-        for name, exact in zip(MOMENTS, (mean, square), strict=True):
-            keep(exact, local(state[name]), generator)
-        weight.mul_(1 - group["lr"] * group["weight_decay"])
-        deviation = square.sqrt_().div_((1 - beta2**step) ** 0.5).add_(group["eps"])
-        weight.addcdiv_(mean, deviation, value=-group["lr"] / (1 - beta1**step))
+        weight, gradient = local(parameter), local(parameter.grad)
+        moments = [local(state[name]) for name in MOMENTS]
+        if moments[0].dtype is torch.bfloat16:
+            flat = [weight.view(-1), gradient.reshape(-1), *(moment.view(-1) for moment in moments)]
+            self.update(*flat, key, factors)
+            return
+        share1, share2, decay, rate, correction, eps = factors.unbind()
+        mean = as_float(moments[0]).lerp(gradient, share1)
+        square = as_float(moments[1]).lerp(gradient.square_(), share2)
+        for exact, kept in zip((mean, square), moments, strict=True):
+            kept.copy_(exact)
+        weight.mul_(decay).sub_(mean.div_(square.sqrt_().mul_(correction).add_(eps)).mul_(rate))
 
 
 def empty_moment(parameter: torch.Tensor, name: str, precision: StatePrecision) -> torch.Tensor:
@@ -97,19 +114,6 @@ def as_float(tensor: torch.Tensor) -> torch.Tensor:
     """Return this rank's part of a moment in float32."""
     part: Any = local(tensor)
     return part.dequantize() if is_quantised(part) else part.float()
-
-
-def keep(exact: torch.Tensor, kept: torch.Tensor, generator: torch.Generator) -> None:
-    """Store float32 numbers in a moment's own precision."""
-    if kept.dtype is not torch.bfloat16:
-        kept.copy_(exact)
-        return
-    # adding random low bits and cutting them off rounds up with the right probability
-    bits = torch.randint(
-        0, 1 << 16, exact.shape, dtype=torch.int32, device=exact.device, generator=generator
-    )
-    bits += exact.view(torch.int32)
-    kept.copy_((bits & -0x10000).view(torch.float32))
 
 
 def requantise(exact: torch.Tensor, kept: Any) -> None:

@@ -64,7 +64,9 @@ class Trainer:
         parallelize(transformer, config, ranks)
         transformer.to_empty(device=self.device)
         self.denoiser = Denoiser(transformer)
-        self.optimizer = build_optimizer(self.denoiser, config.optim, config.seed, ranks.shard)
+        self.optimizer = build_optimizer(
+            self.denoiser, config.optim, config.seed, ranks.shard, config.parallel.compile
+        )
         self.stepper = Stepper(config, self.denoiser, self.optimizer, ranks)
         self.autocast = self.stepper.autocast
         self.base, self.given = start.base, start.given
