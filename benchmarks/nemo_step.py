@@ -121,6 +121,7 @@ def measure(case: str, config: Config, folder: Path) -> dict[str, Any]:
     began_s = time.perf_counter()
     is_torch = config.engine.name == "torch"
     trainer = torch_trainer(config, run) if is_torch else nemo_trainer(config, run, case == OLD)
+    print(f"{case}: built after {time.perf_counter() - began_s:.1f} s", flush=True)
     trainer.train()
     took_s = time.perf_counter() - began_s
     rows = [row for row in metrics.read(run / "metrics.jsonl") if "loss" in row]
@@ -213,6 +214,8 @@ def main() -> None:
             rows.append(json.loads((typed.folder / f"{case}.json").read_text()))
         except subprocess.SubprocessError as error:
             print(log.read_text()[-3000:])
+            metrics_of = typed.folder / case / "metrics.jsonl"
+            print(metrics_of.read_text() if metrics_of.is_file() else f"{case}: no step was made")
             rows.append({"case": case, "error": type(error).__name__})
         typed.out.write_text(json.dumps(rows, indent=1))
         print(table_of(rows), flush=True)

@@ -5,6 +5,9 @@ from composing import changed
 
 from cosmos_hydra.checks import check
 from cosmos_hydra.engines.nemo import limits
+from cosmos_hydra.engines.nemo.sizes import check_batch, check_fp8
+from cosmos_hydra.engines.torch.degrees import Degrees
+from cosmos_hydra.errors import ConfigError
 
 NEMO = "engine.name=nemo"
 UNKNOWN = {
@@ -21,6 +24,10 @@ UNKNOWN = {
     ),
     "parallel.recompute=save_matmul": (
         "parallel.recompute=save_matmul is unknown to engine=nemo; use none or full"
+    ),
+    "parallel.linears=float8": (
+        "parallel.linears=float8 is of engine=torch; use engine.fp8=delayed "
+        "with parallel.linears=default"
     ),
     "engine.device=cpu": "engine.device=cpu does not work with engine=nemo; use engine=torch",
 }
@@ -57,3 +64,37 @@ def test_fp8_needs_transformer_engine(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_it_does_not_know_is_refused(override: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "PACKAGES", ())
     assert check(changed(NEMO, override, stage="post_train")) == [UNKNOWN[override]]
+
+
+def test_fp8_does_not_go_with_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "PACKAGES", ())
+    monkeypatch.setattr(limits, "TRANSFORMER_ENGINE", "hydra-core")
+    typed = ("engine.fp8=tensorwise", "parallel.precision=fp32")
+    line = "engine.fp8=tensorwise does not go with parallel.precision=fp32"
+    advice = "use bf16, or engine.fp8=none"
+    assert check(changed(NEMO, *typed, stage="post_train")) == [f"{line}; {advice}"]
+
+
+def test_fp8_wants_lengths_of_a_multiple_of_16() -> None:
+    degrees = Degrees(dp_replicate=1, dp_shard=1, cp=2, tp=2)
+    small, large = ((f"data.height={h}", f"data.width={w}") for h, w in ((48, 64), (704, 1280)))
+    with pytest.raises(ConfigError) as raised:
+        check_fp8(changed(NEMO, "engine.fp8=delayed", "data.frames=9", *small), degrees)
+    found = "the tokens of a clip over parallel.cp is 12"
+    advice = "change that, or use engine.fp8=none"
+    assert str(raised.value).splitlines() == [
+        f"engine.fp8=delayed needs multiples of 16, but {found}; {advice}"
+    ]
+    check_fp8(changed(NEMO, "data.frames=9", *small), degrees)
+    check_fp8(changed(NEMO, "engine.fp8=delayed", *large), degrees)
+
+
+def test_a_batch_is_a_whole_number_of_passes_on_every_rank() -> None:
+    config = changed(NEMO, "trainer.global_batch_size=6", "trainer.micro_batch_size=2")
+    check_batch(config, Degrees(1, 3, 1, 1))
+    with pytest.raises(ConfigError) as raised:
+        check_batch(config, Degrees(1, 2, 1, 1))
+    assert str(raised.value) == (
+        "trainer.global_batch_size=6 is not divisible by trainer.micro_batch_size=2 on 2 "
+        "data-parallel ranks, as engine=nemo needs; use a multiple of 4"
+    )

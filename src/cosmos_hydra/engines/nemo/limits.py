@@ -3,7 +3,16 @@
 from collections.abc import Iterator
 from importlib import metadata
 
-from cosmos_hydra.config import Attention, Config, Fp8, PeftKind, Recompute, StatePrecision
+from cosmos_hydra.config import (
+    Attention,
+    Config,
+    Fp8,
+    Linears,
+    PeftKind,
+    Precision,
+    Recompute,
+    StatePrecision,
+)
 
 PACKAGES = ("nemo_toolkit", "megatron-core")
 INSTALL = "pip install 'cosmos-hydra[nemo]'"
@@ -40,6 +49,16 @@ def problems(config: Config) -> Iterator[str]:
             f"run: {INSTALL_TE}"
         )
     parallel = config.parallel
+    if config.engine.fp8 is not Fp8.none and parallel.precision is Precision.fp32:
+        yield (
+            f"engine.fp8={config.engine.fp8} does not go with parallel.precision=fp32; use bf16, "
+            f"or engine.fp8=none"
+        )
+    if parallel.linears is not Linears.default:
+        yield (
+            f"parallel.linears={parallel.linears} is of engine=torch; use engine.fp8=delayed "
+            f"with parallel.linears=default"
+        )
     if config.engine.device == "cpu":
         yield "engine.device=cpu does not work with engine=nemo; use engine=torch"
     if parallel.recompute not in (Recompute.none, Recompute.full):

@@ -22,6 +22,7 @@ from cosmos_hydra.engines.nemo.callbacks import Look, Preemption
 from cosmos_hydra.engines.nemo.limits import INSTALL_TE, TRANSFORMER_ENGINE, is_installed
 from cosmos_hydra.engines.nemo.module import CosmosModule, Samples
 from cosmos_hydra.engines.nemo.saving import NEMO
+from cosmos_hydra.engines.nemo.sizes import check_batch, check_fp8
 from cosmos_hydra.engines.nemo.transformer import MegatronTransformer
 from cosmos_hydra.engines.nemo.weights import fill, shapes_of
 from cosmos_hydra.engines.torch import checkpoint
@@ -44,7 +45,8 @@ class Trainer:
 
     def __init__(self, config: Config, run: Path, store: SampleStore, ranks: Ranks) -> None:
         check_device(ranks.device)
-        check_batch(config, ranks.degrees.dp)
+        check_batch(config, ranks.degrees)
+        check_fp8(config, ranks.degrees)
         if not is_installed(TRANSFORMER_ENGINE):
             logger.warning(
                 f"{TRANSFORMER_ENGINE} is not installed: linear layers and attention are "
@@ -147,17 +149,6 @@ def check_device(device: torch.device) -> None:
     if device.type != "cuda":
         raise ConfigError(
             f"engine.name=nemo trains on CUDA devices, not on {device}; use engine=torch"
-        )
-
-
-def check_batch(config: Config, dp: int) -> None:
-    """Raise ConfigError unless a step is a whole number of equal passes on every rank."""
-    total, micro = config.trainer.global_batch_size, config.trainer.micro_batch_size
-    if total % (dp * micro):
-        raise ConfigError(
-            f"trainer.global_batch_size={total} is not divisible by trainer.micro_batch_size="
-            f"{micro} on {dp} data-parallel ranks, as engine=nemo needs; use a multiple of "
-            f"{dp * micro}"
         )
 
 
