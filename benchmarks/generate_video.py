@@ -8,6 +8,7 @@ few steps. Every step is a line, a case a JSON line. `--tiny` has a tokenizer of
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import tempfile
@@ -101,7 +102,7 @@ def denoised(name: str, network: Any, config: Config, device: torch.device, step
     peak_gb(device)
     latent_CFHW = generate_latent(network, request, sigma_data, device, autocast, on_step)
     taken_s = synchronised_s(device) - times_s[0]
-    step_s = statistics.median(b - a for a, b in zip(times_s, times_s[1:], strict=False))
+    step_s = statistics.median(b - a for a, b in itertools.pairwise(times_s))
     # two forward passes a step; what comes after the last step is none
     tflop = 2 * forward_flop(config.model, token_count(config)) / 1e12
     return latent_CFHW, {
