@@ -23,18 +23,20 @@ def test_the_rehearsal_writes_each_row_and_prints_a_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "steps.jsonl"
-    typed = ["ours_eager", "plain:1", "plain_cudnn", "--steps", 2, "--matmul-size", 64]
+    typed = ["ours_eager", "plain:1", "plain_cudnn", "save", "--steps", 2, "--matmul-size", 64]
     more = [part for key in SMALL for part in ("--set", key)]
     places = ["--folder", tmp_path / "work", "--out", out]
     monkeypatch.setattr(sys, "argv", [str(PROGRAM), *map(str, [*typed, *more, *places])])
     runpy.run_path(str(PROGRAM), run_name="__main__")
-    ours, plain, refused = map(json.loads, out.read_text().splitlines())
+    ours, plain, refused, save = map(json.loads, out.read_text().splitlines())
     assert [row["steps"] for row in (ours, plain)] == [2, 1]
     for row in (ours, plain):
         assert 0 < row["optimizer_s"] < row["step_s"]
         assert row["tflop_per_s"] * row["step_s"] == pytest.approx(row["model_tflop"])
         assert row["share_of_matmul"] > 0
     assert refused["error"].startswith("RuntimeError: ")  # no such kernel on a CPU
+    assert 0 < save["save_call_s"] < save["save_s"]
+    assert save["copied_gb"] == pytest.approx(save["parameters"] * 8 / 1e9, abs=0.01)
     printed = capsys.readouterr().out
     assert "| row | step_s |" in printed
     assert "\n| ours_eager | " in printed

@@ -4,11 +4,14 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import SMALL, Command
-from small_runs import state_of
+from small_runs import small_config, state_of, train
+
+from cosmos_hydra.engines.torch.staging import Staging
 
 pytestmark = [
     pytest.mark.gpu,
@@ -98,3 +101,34 @@ def test_a_run_from_given_weights_finds_training_and_sampling_alike(
         assert (done.code, done.stderr) == (0, "")
         assert "training and sampling differ by " in done.stdout
         assert "(tolerance 5e-02 in bf16)" in done.stdout
+
+
+def test_checkpoints_are_copied_beside_the_next_step_and_are_of_their_own(
+    small_samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    typed = ("trainer.max_steps=3", "trainer.save_every=1", "trainer.keep=0", "engine.device=cuda")
+    config = small_config(small_samples, *typed, "optim.lr=1e-2")
+    with monkeypatch.context() as changes:
+        changes.setattr(Staging, "before_update", lambda self: torch.cuda.synchronize())
+        train(config, tmp_path / "waiting")
+    copy, pinned = Staging.copy, []
+
+    def copy_late(self: Staging, table: Any) -> Any:
+        assert self.stream is not None
+        with torch.cuda.stream(self.stream):
+            torch.cuda._sleep(500_000_000)  # longer than the next step
+        copies = copy(self, table)
+        pinned.extend(tensor.is_pinned() for tensor in copies.values())
+        return copies
+
+    monkeypatch.setattr(Staging, "copy", copy_late)
+    train(config, tmp_path / "beside")
+    assert pinned
+    assert all(pinned)
+    for step in (1, 2, 3):
+        beside, waiting = (state_of(tmp_path / name, step) for name in ("beside", "waiting"))
+        for name, tensor in waiting.items():
+            torch.testing.assert_close(beside[name], tensor, rtol=1e-3, atol=1e-5)
+    before, after = (state_of(tmp_path / "beside", step) for step in (1, 2))
+    name = "weight.transformer_blocks.0.ff.net.2.weight"
+    assert (before[name] - after[name]).abs().max() > 1e-3

@@ -100,7 +100,7 @@ def test_a_dry_run_needs_a_launcher(command: Command, tmp_path: Path) -> None:
     ("number", "code", "said"),
     [
         (signal.SIGINT, 130, "interrupted; the same command goes on from here"),
-        (signal.SIGTERM, 75, r"stopped by a signal at step"),
+        pytest.param(*(signal.SIGTERM, 75, r"stopped by a signal at step"), marks=pytest.mark.slow),
     ],
 )
 def test_a_signal_saves_on_all_ranks_and_leaves_no_process(

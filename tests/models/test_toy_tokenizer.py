@@ -160,6 +160,7 @@ def test_the_sign_of_a_component_does_not_depend_on_the_eigensolver(
         assert (basis_PC.amax(0) >= -basis_PC.amin(0)).all()
 
 
+@pytest.mark.slow
 def test_real_robot_videos_survive_the_round_trip(real_videos: Path) -> None:
     clips = []
     for path in sorted((real_videos / "robot").glob("*.mp4")):

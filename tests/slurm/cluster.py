@@ -14,7 +14,7 @@ import pytest
 
 SCRIPTS = Path(__file__).parents[2] / "docker/slurm"
 PROTOCOL = Path(__file__).with_name("protocol.py")
-LIMIT_S = 80.0
+LIMIT_S = 240  # a busy machine takes long to start programs
 # 2 nodes with 2 CPU ranks each
 FIELDS = (
     *("hydra.launcher.nodes=2", "hydra.launcher.gpus_per_node=0"),

@@ -11,7 +11,7 @@ import pytest
 from cluster import Cluster, until
 from cluster import cluster as cluster
 
-pytestmark = pytest.mark.timeout(100)
+pytestmark = pytest.mark.timeout(300)
 TRAIN = ("do=train", "steps=25", "hydra.launcher.time_min=60")
 
 

@@ -14,7 +14,7 @@ from small_runs import SAMPLES, rows_of
 
 from cosmos_hydra import runs
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(540)
 
 
 def typed(samples: Path) -> tuple[str, ...]:

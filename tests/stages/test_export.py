@@ -112,7 +112,7 @@ def test_bf16_is_the_default_and_rounds(command: Command, trained: Path, tmp_pat
     assert_same_tensors(found, {name: tensor.bfloat16() for name, tensor in wanted.items()})
 
 
-@pytest.mark.parametrize("target", ["original", "nemo"])
+@pytest.mark.parametrize("target", [pytest.param("original", marks=pytest.mark.slow), "nemo"])
 def test_a_foreign_format_makes_the_same_video(
     command: Command, trained: Path, tmp_path: Path, target: str
 ) -> None:

@@ -203,7 +203,10 @@ def test_what_is_wrong_with_every_job_is_said_once_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 75)],
+)
 def test_a_signal_ends_the_sweep_after_the_job_has_saved_and_the_folder_goes_on(
     command: Command,
     small_samples: Path,

@@ -146,7 +146,7 @@ def test_the_page_shows_every_job_and_runs_nothing(made: Path) -> None:
         assert all(f"stroke: {colour}" in plot for colour in colours)
 
 
-@pytest.mark.parametrize("width", [1280, 400])
+@pytest.mark.parametrize("width", [pytest.param(1280, marks=pytest.mark.slow), 400])
 def test_the_page_fits_a_desktop_and_a_phone(made: Path, tmp_path: Path, width: int) -> None:
     program = find_chromium()
     if program is None:

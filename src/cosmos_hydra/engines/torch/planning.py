@@ -141,8 +141,8 @@ def _generation_lines(config: Config, rates: Rates) -> Iterator[str]:
 
 def _storage_lines(config: Config, degrees: Degrees) -> Iterator[str]:
     checkpoint_gb = bytes_per_parameter(config.optim.state) * trained_count(config) / 1e9
-    # a copy of each rank's part, written while training goes on
-    yield f"host memory      {gb(checkpoint_gb)} GB while a checkpoint is written"
+    # a copy of each rank's part, written while training goes on; pinned as it begins
+    yield f"host memory      {gb(checkpoint_gb)} GB for a checkpoint's copy"
     keep = config.trainer.keep
     kept = f"{keep + 1} at most" if keep else "one each trainer.save_every steps"
     yield f"disk             {gb(checkpoint_gb)} GB a checkpoint ({kept}) in {config.paths.runs}"

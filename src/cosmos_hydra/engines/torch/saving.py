@@ -1,4 +1,4 @@
-"""Write checkpoints while training goes on: copy to main memory, then write in a thread.
+"""Write checkpoints while training goes on: copy to main memory (staging.py), write in a thread.
 
 A checkpoint counts only with its manifest, which rank 0 writes last, after every rank has written
 and hashed what it holds. Called by every rank; the thread has a process group of its own.
@@ -23,6 +23,7 @@ from cosmos_hydra.data.store import SampleStore
 from cosmos_hydra.engines.torch import checkpoint, state
 from cosmos_hydra.engines.torch.mesh import Ranks
 from cosmos_hydra.engines.torch.precision import effective_precision
+from cosmos_hydra.engines.torch.staging import Staging
 from cosmos_hydra.errors import STORAGE, StageError, storage_errno
 from cosmos_hydra.models import lora
 from cosmos_hydra.reading import sealed
@@ -75,16 +76,18 @@ class Saver:
         self.run, self.ranks, self.model, self.keep = run, ranks, model, keep
         self.fitted_tokenizer = fitted_tokenizer
         self.peft = peft if peft and peft.kind is not PeftKind.none else None
+        self.staging = Staging(ranks.device)
         self.pool = ThreadPoolExecutor(max_workers=1)
         self.writing: Future[None] | None = None
 
     def save(self, step: int, table: state.Table, facts: dict[str, Any]) -> None:
-        """Copy the table and begin to write checkpoints/step_N; blocks for the copy alone.
+        """Begin to copy the table and to write checkpoints/step_N.
 
-        Raises: StageError when the checkpoint before could not be written.
+        On CUDA nothing waits for the copy but `staging.before_update`, which must come before the
+        tensors change. Raises: StageError when the checkpoint before could not be written.
         """
         self.wait()
-        self.writing = self.pool.submit(self._write, step, state.copy_to_cpu(table), facts)
+        self.writing = self.pool.submit(self._write, step, self.staging.copy(table), facts)
 
     def wait(self) -> None:
         """Block until the last checkpoint is on disk.
@@ -96,8 +99,9 @@ class Saver:
             writing.result()
 
     def close(self) -> None:
-        """End the thread."""
+        """End the threads, and give the memory for copies back."""
         self.pool.shutdown()
+        self.staging.close()
 
     def _write(self, step: int, table: state.Table, facts: dict[str, Any]) -> None:
         folder = runs.step_folder(self.run, step)
@@ -106,8 +110,6 @@ class Saver:
                 self._write_parts(files.temporary_of(folder), step, table, facts)
         except Exception as error:
             raise _explained(folder, error) from error
-        finally:
-            table.clear()  # gone before the next copy is made
         if self.ranks.is_first:
             checkpoint.prune(self.run, self.keep, step)
 
@@ -117,6 +119,7 @@ class Saver:
         group = self.ranks.cpu_group
         if group is not None:
             dist.barrier(group)  # the folder is there
+        self.staging.wait()
         state.write(table, temporary / checkpoint.STATE, group)
         own = {
             path.relative_to(temporary).as_posix(): files.sha256_of(path)

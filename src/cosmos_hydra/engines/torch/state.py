@@ -56,16 +56,6 @@ def table_of(module: nn.Module, optimizer: torch.optim.Optimizer | None = None) 
     return table
 
 
-def copy_to_cpu(table: Table) -> Table:
-    """Return copies in main memory: later steps do not change them; 8-bit ones as float32."""
-    return {name: _copy_to_cpu(tensor) for name, tensor in table.items()}
-
-
-def _copy_to_cpu(tensor: torch.Tensor) -> torch.Tensor:
-    copy = tensor.to("cpu", copy=True)
-    return with_local(copy, as_float(copy)) if is_quantised(copy) else copy
-
-
 def write(table: Table, folder: Path, group: dist.ProcessGroup | None) -> None:
     """Write a table; called by every rank of `group`, a gloo group, or by one process alone.
 

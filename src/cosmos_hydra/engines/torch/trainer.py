@@ -109,6 +109,8 @@ class Trainer:
         self.saver = Saver(
             self.run, self.ranks, config.model, trainer.keep, self.fitted_tokenizer, config.peft
         )
+        if trainer.save_every and self.device.type == "cuda":
+            self.saver.staging.prepare(self._table())
         precision = effective_precision(config.parallel.precision, self.device)
         is_part = self.num_trained < self.num_parameters
         part = f", {self.num_trained / 1e6:.2f} M of them trained," if is_part else ""
@@ -232,6 +234,7 @@ class Trainer:
         With a loss or gradient that is no finite number the weights stay as they are.
         """
         outcome = self.stepper.compute(self.step, batches)
+        self.saver.staging.before_update()
         self.is_consistent = False
         self.stepper.apply(outcome)
         self.step += 1
@@ -323,5 +326,8 @@ class Trainer:
         attention = effective_attention(self.config, self.device).name
         facts = facts_of(self.config, self.store, self.fps, self.base, self.device, attention)
         with self.record.timed("checkpoint_s", self.step):
-            self.saver.save(self.step, state.table_of(self.transformer, self.optimizer), facts)
+            self.saver.save(self.step, self._table(), facts)
         self.saved_step = self.step
+
+    def _table(self) -> state.Table:
+        return state.table_of(self.transformer, self.optimizer)
