@@ -17,6 +17,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,12 @@ OURS = {
     "ours_eager": ("optim.state=bf16", "parallel.recompute=save_mlp"),
     "ours_full": ("optim.state=fp32", "parallel.compile=true", "parallel.recompute=full"),
 }
-PLAIN = {"plain": "the default kernel", "plain_cudnn": "cuDNN's kernel"}
+# which of PyTorch's kernels; None = that which it picks
+PLAIN = {
+    "plain": None,
+    "plain_cudnn": SDPBackend.CUDNN_ATTENTION,
+    "plain_flash": SDPBackend.FLASH_ATTENTION,
+}
 SAVE = (*FAST, "parallel.recompute=full", "model.num_layers=8")
 ROWS = (*OURS, *PLAIN, "save")
 SHOWN = (
@@ -143,8 +149,8 @@ def plain_row(config: Config, name: str, device: torch.device, count: int) -> Ro
     transformer.train()
     optimizer = torch.optim.AdamW(transformer.parameters(), lr=1e-6, fused=True)
     kernel: Callable[[], AbstractContextManager[Any]] = nullcontext
-    if name == "plain_cudnn":
-        kernel = lambda: sdpa_kernel(SDPBackend.CUDNN_ATTENTION)  # noqa: E731 (a context)
+    if backend := PLAIN[name]:
+        kernel = partial(sdpa_kernel, backend)
     C, *sizes = latent_shape(config.data, model.latent_channels)
     options = {"device": device, "dtype": torch.bfloat16}
     latent_BCFHW = torch.randn(1, C + 1, *sizes, **options)
@@ -267,11 +273,11 @@ def main() -> None:
     unknown = [name for name, _ in asked if name not in ROWS]
     if unknown:
         parser.error(f"{', '.join(unknown)}: no such row; use some of {', '.join(ROWS)}")
+    # a forked process cannot use a GPU that an import has touched
+    context = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "fork")
     for name, count in asked:
         # what a row leaves behind, as which kernels are allowed, must not reach the next
-        process = multiprocessing.get_context("fork").Process(
-            target=write_row, args=(name, count, typed)
-        )
+        process = context.Process(target=write_row, args=(name, count, typed))
         process.start()
         process.join()
         if process.exitcode:

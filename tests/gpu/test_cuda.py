@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 from conftest import SMALL, Command
-from small_runs import small_config, state_of, train
+from distributed_cases import train
+from small_runs import state_of
 
 from cosmos_hydra.engines.torch.staging import Staging
 
@@ -107,10 +108,10 @@ def test_checkpoints_are_copied_beside_the_next_step_and_are_of_their_own(
     small_samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     typed = ("trainer.max_steps=3", "trainer.save_every=1", "trainer.keep=0", "engine.device=cuda")
-    config = small_config(small_samples, *typed, "optim.lr=1e-2")
+    typed = (*typed, "optim.lr=1e-2", "log.report=false")
     with monkeypatch.context() as changes:
         changes.setattr(Staging, "before_update", lambda self: torch.cuda.synchronize())
-        train(config, tmp_path / "waiting")
+        train(small_samples, typed, tmp_path / "waiting")
     copy, pinned = Staging.copy, []
 
     def copy_late(self: Staging, table: Any) -> Any:
@@ -122,7 +123,7 @@ def test_checkpoints_are_copied_beside_the_next_step_and_are_of_their_own(
         return copies
 
     monkeypatch.setattr(Staging, "copy", copy_late)
-    train(config, tmp_path / "beside")
+    train(small_samples, typed, tmp_path / "beside")
     assert pinned
     assert all(pinned)
     for step in (1, 2, 3):

@@ -15,8 +15,10 @@ from cosmos_hydra.models.size import forward_flop, parameter_count, trained_coun
 # pass; a backward pass moves twice that. From profiled steps of 7b on an H200.
 EAGER_BYTES, COMPILED_BYTES = 530, 104
 FLOAT8_BYTES = 64  # to scale and round what goes into linear layers
-# bytes moved per trained parameter: fused AdamW; rounding at random takes many passes
-OPTIMIZER_BYTES = {StatePrecision.fp32: 28, StatePrecision.bf16: 180, StatePrecision.int8: 300}
+# bytes moved per trained parameter: fused AdamW; rounding at random takes many passes, or one when
+# it is compiled
+OPTIMIZER_BYTES = {StatePrecision.fp32: 28, StatePrecision.bf16: 310, StatePrecision.int8: 300}
+COMPILED_OPTIMIZER_BYTES = {**OPTIMIZER_BYTES, StatePrecision.bf16: 36}
 BACKWARD_PRODUCTS = 2.5  # of attention, over those forward: flash kernels make the scores again
 GATHERS = 6  # all-gathers and reduce-scatters of tensor parallelism in a block's forward pass
 EXCHANGES = 4  # of context parallelism in a forward pass: queries, keys, values, outputs
@@ -56,6 +58,7 @@ def step_time(config: Config, degrees: Degrees, rates: Rates) -> StepTime:
     linears_s = linears * (linear_passes + again * _linears_again(config))
     linears_s /= rates.float8 if is_float8 else rates.linears
     moved = COMPILED_BYTES if parallel.compile else EAGER_BYTES
+    updated = COMPILED_OPTIMIZER_BYTES if parallel.compile else OPTIMIZER_BYTES
     moved += FLOAT8_BYTES if is_float8 else 0
     bandwidth = rates.memory_tb_per_s * 1e12
     trained = trained_count(config) / (degrees.dp_shard * degrees.cp * degrees.tp)
@@ -63,7 +66,7 @@ def step_time(config: Config, degrees: Degrees, rates: Rates) -> StepTime:
         work * attention_s / 1e12,
         work * linears_s / 1e12,
         work * (3 + again) * moved * stream / bandwidth,
-        OPTIMIZER_BYTES[config.optim.state] * trained / bandwidth,
+        updated[config.optim.state] * trained / bandwidth,
     )
     link = rates.link_gb_per_s * 1e9
     waiting_s = clips * (2 + again) * _exchanged_bytes(degrees, stream) / link
