@@ -161,7 +161,10 @@ def _sample(
 def _load_denoiser(
     config: Config, weights: Located, device: torch.device, precision: Precision
 ) -> Denoiser:
-    transformer = build_transformer(config.model)
+    # to draw first values for billions of weights takes a minute
+    with torch.device("meta"):
+        transformer = build_transformer(config.model)
+    transformer.to_empty(device="cpu")
     attention = effective_attention(config, device, is_alone=True)
     set_attention(transformer, kernel_of(attention))
     load_weights(transformer, weights, elsewhere=config.model.weights.path)
