@@ -62,24 +62,34 @@ def test_what_fits_is_said_with_time_and_disk(command: Command, tmp_path: Path) 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_does_not_fit_is_said_with_a_change_that_does(
-    command: Command, tmp_path: Path
+@pytest.mark.parametrize(
+    ("typed", "layout"),
+    [
+        (("model=14b",), "parallel=fsdp plan.gpus=2 trainer.global_batch_size=2 parallel."),
+        (("model=14b", "plan.gpu=h100"), "parallel=fsdp_cp parallel.cp="),
+        (("plan.gpu=h100", "parallel.recompute=full"), "parallel=fsdp plan.gpus=2 "),
+    ],
+)
+def test_gpus_and_settings_are_changed_together_where_neither_is_enough(
+    command: Command, tmp_path: Path, typed: tuple[str, ...], layout: str
 ) -> None:
-    typed = (*PLAN, "plan.gpu=h100", "parallel.recompute=full")
-    (line,) = (
-        line
-        for line in command(*typed, cwd=tmp_path).stdout.splitlines()
-        if line.startswith("  does not fit: ")
-    )
-    assert "; or parallel=fsdp plan.gpus=4 trainer.global_batch_size=4 (" in line
-    change = line.split("; or ")[1].split(" (")[0].split()
-    again = command(*typed, *change, cwd=tmp_path).stdout
-    assert "  fits, " in again
+    printed = command(*PLAN, *typed, cwd=tmp_path).stdout
+    assert "\n  does not fit: " in printed
+    change = printed.split("smallest change that fits: ")[1].split(" (")[0]
+    assert change.startswith(layout)
+    assert "  fits, " in command(*PLAN, *typed, *change.split(), cwd=tmp_path).stdout
+
+
+def test_with_engine_nemo_the_figures_say_whose_they_are(command: Command, tmp_path: Path) -> None:
+    printed = command(*PLAN, "engine=nemo", cwd=tmp_path).stdout
+    assert "memory and time are those of engine=torch; Megatron keeps 18 bytes" in printed
 
 
 def test_a_setting_that_fits_is_named(command: Command, tmp_path: Path) -> None:
     printed = command(*PLAN, cwd=tmp_path).stdout
     assert "smallest change that fits: parallel.recompute=full (" in printed
+    printed = command(*PLAN, "model=14b", "peft=lora", cwd=tmp_path).stdout
+    assert "parallel.recompute=full (142 GB); or parallel=fsdp_cp parallel.cp=8 " in printed
 
 
 @pytest.mark.parametrize(

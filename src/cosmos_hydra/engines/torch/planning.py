@@ -1,7 +1,7 @@
 """What `stage=plan` says: does it fit, how long does it take, what must host and disks hold."""
 
-from collections.abc import Iterator
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from itertools import chain
 from math import prod
 
@@ -15,7 +15,14 @@ from cosmos_hydra.engines.torch.degrees import (
     degrees_of,
     token_count,
 )
-from cosmos_hydra.engines.torch.fit import SETTINGS, Change, changed, smallest_change, typed
+from cosmos_hydra.engines.torch.fit import (
+    SETTINGS,
+    Candidate,
+    Change,
+    changed,
+    smallest_change,
+    typed,
+)
 from cosmos_hydra.engines.torch.gpus import RATES, Rates
 from cosmos_hydra.engines.torch.memory import (
     Memory,
@@ -57,6 +64,11 @@ def lines_of(config: Config) -> Iterator[str]:
     )
     shape = " ".join(f"{axis}={getattr(degrees, axis)}" for axis in AXES)
     yield f"on {degrees.world_size} x {config.plan.gpu}, {gb(rates.memory_gb)} GB each: {shape}"
+    if config.engine.name == "nemo":
+        yield (
+            "memory and time are those of engine=torch; Megatron keeps 18 bytes a parameter, of "
+            "which dp ranks share 12"
+        )
     yield from chain(
         _memory_lines(config, degrees, rates),
         _time_lines(config, degrees, rates),
@@ -97,24 +109,38 @@ def _memory_lines(config: Config, degrees: Degrees, rates: Rates) -> Iterator[st
     change = smallest_change(config, settings, lambda c: needed_gb(c) <= rates.memory_gb)
     if change is not None:
         lines.append(f"smallest change that fits: {typed(change)} ({gb(needed_gb(change))} GB)")
-    lines += _more_gpus(config, degrees, rates)
+    on_more = _more_gpus(config, degrees, rates, () if change else settings)
+    if on_more:
+        lines.append(f"{'or' if change else 'smallest change that fits:'} {on_more}")
     if len(lines) == 1:
         lines.append("no setting and no 8 GPUs are enough; use a smaller clip, or peft=lora")
     yield "; ".join(lines)
 
 
-def _more_gpus(config: Config, degrees: Degrees, rates: Rates) -> Iterator[str]:
-    """Yield on how many GPUs of a host it fits as it is, weights shared by all."""
-    for gpus in HOST_SIZES:
-        if gpus <= degrees.world_size:
-            continue
-        batch = max(gpus, config.trainer.global_batch_size // gpus * gpus)
-        trainer = replace(config.trainer, global_batch_size=batch)
-        needed = training_memory(replace(config, trainer=trainer), Degrees(1, gpus, 1, 1))
-        if needed.total_gb <= rates.memory_gb:
-            overrides = f"parallel=fsdp plan.gpus={gpus} trainer.global_batch_size={batch}"
-            yield f"or {overrides} ({gb(needed.total_gb)} GB each)"
-            return
+def _more_gpus(
+    config: Config, degrees: Degrees, rates: Rates, settings: Sequence[Candidate]
+) -> str | None:
+    """Return on how many GPUs of a host it fits, and with what else; weights are shared by all."""
+    sizes = [size for size in HOST_SIZES if size > degrees.world_size]
+    for gpus, cp in ((gpus, cp) for gpus in sizes for cp in (1, *HOST_SIZES) if cp <= gpus):
+        mesh = Degrees(1, gpus // cp, cp, 1)
+        batch = max(mesh.dp, config.trainer.global_batch_size // mesh.dp * mesh.dp)
+        step = {"trainer.global_batch_size": batch}
+        shared = changed(config, step)
+
+        def needed_gb(change: Change, shared: Config = shared, mesh: Degrees = mesh) -> float:
+            other = changed(shared, change)
+            is_whole = not check_degrees(other, mesh)
+            return training_memory(other, mesh).total_gb if is_whole else float("inf")
+
+        change = smallest_change(shared, settings, lambda c: needed_gb(c) <= rates.memory_gb)
+        if needed_gb({}) <= rates.memory_gb:
+            change = {}
+        if change is not None:
+            layout = {"parallel": "fsdp_cp", "parallel.cp": cp} if cp > 1 else {"parallel": "fsdp"}
+            overrides = typed({**layout, "plan.gpus": gpus, **step, **change})
+            return f"{overrides} ({gb(needed_gb(change))} GB each)"
+    return None
 
 
 def _time_lines(config: Config, degrees: Degrees, rates: Rates) -> Iterator[str]:
