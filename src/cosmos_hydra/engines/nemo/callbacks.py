@@ -17,15 +17,13 @@ from cosmos_hydra.data.loader import Loader
 from cosmos_hydra.data.store import SampleStore
 from cosmos_hydra.engines.nemo.module import CosmosModule, Passes
 from cosmos_hydra.engines.nemo.saving import NemoSaver, weights_for_rank_0
+from cosmos_hydra.engines.torch.looks import Looks
 from cosmos_hydra.engines.torch.mesh import Ranks
 from cosmos_hydra.engines.torch.optimizer import learning_rate
-from cosmos_hydra.engines.torch.previews import Previews, remove_previews_after
 from cosmos_hydra.engines.torch.saving import facts_of
 from cosmos_hydra.engines.torch.start import Start
 from cosmos_hydra.engines.torch.usage import peak_memory_gb
-from cosmos_hydra.engines.torch.validation import Validation
 from cosmos_hydra.errors import StageError
-from cosmos_hydra.models.transformer import evaluating
 from cosmos_hydra.signals import STOPPING, StopRequest
 from cosmos_hydra.tracking.record import Record
 
@@ -89,7 +87,7 @@ class Look(CheckpointCallback):
         if not self.ranks.is_first:
             self.ranks.wait()
         self.saved_step = self.step
-        self.last_loss: float | None = None
+        self.looks = Looks(self.config, owner.run, owner.store, self.ranks, self.record)
         self.saver = NemoSaver(
             owner.run,
             self.ranks,
@@ -100,26 +98,13 @@ class Look(CheckpointCallback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Prepare what the steps are measured with."""
-        config, store = self.config, self.owner.store
         self.saver.trainer = trainer
-        self.validation = Validation(config, store) if config.trainer.validate_every else None
-        if self.validation and not self.validation.is_held_out:
-            logger.warning("nothing is held out: the validation loss is on training samples")
-        self.previews = None
-        if self.ranks.is_first:
-            remove_previews_after(self.owner.run, self.step)
-        can_decode = self.owner.fitted_tokenizer or config.model.tokenizer.path
-        if config.trainer.preview_every and can_decode:
-            self.previews = Previews(config, store, self.owner.run, store.fitted_tokenizer)
-            if self.ranks.is_first:
-                self.previews.show_data(self.ranks.device)
-        elif config.trainer.preview_every:
-            logger.warning("no previews: model.tokenizer.path is not set")
+        self.looks.prepare(self.step)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: CosmosModule) -> None:
         """Look at the weights that the run begins with."""
         if self.step == 0:
-            self._evaluate(pl_module)
+            self._look(pl_module)
         self.began_s = time.perf_counter()
 
     def on_train_batch_end(
@@ -128,7 +113,7 @@ class Look(CheckpointCallback):
         """Note the step, and do what is due."""
         self.step += 1
         self._note(trainer, pl_module)
-        self._evaluate(pl_module)
+        self._look(pl_module)
         every = self.config.trainer.save_every
         if every and self.step % every == 0:
             self._save(pl_module)
@@ -169,24 +154,8 @@ class Look(CheckpointCallback):
                 f"engine=nemo skips no steps; lower optim.lr, or use engine=torch"
             )
 
-    def _evaluate(self, module: CosmosModule) -> None:
-        trainer, denoiser = self.config.trainer, module.denoiser
-        if self.validation and self._is_due(trainer.validate_every):
-            with evaluating(denoiser):
-                row = self.validation.run(denoiser, self.ranks, nullcontext)
-            self.record.validation({"step": self.step, **row})
-            self.last_loss = row["val_loss"]
-            logger.info(f"step {self.step}: validation loss {row['val_loss']:.4f}")
-        if self.previews and self._is_due(trainer.preview_every):
-            with evaluating(denoiser):
-                path = self.previews.show(
-                    denoiser, self.step, self.ranks, nullcontext, lambda: None
-                )
-            self.record.preview(path, self.step)
-
-    def _is_due(self, every: int) -> bool:
-        is_end = self.step in (0, self.config.trainer.max_steps)
-        return is_end or self.step % every == 0
+    def _look(self, module: CosmosModule) -> None:
+        self.looks.look(module.denoiser, nullcontext, self.step, self.looks.due(self.step))
 
     def _save(self, module: CosmosModule) -> None:
         owner, head_dim = self.owner, self.config.model.head_dim

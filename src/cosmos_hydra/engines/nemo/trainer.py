@@ -111,7 +111,7 @@ class Trainer:
                 f"stopped by a signal at step {look.step} of {self.run}; "
                 f"the same command goes on from there"
             )
-        return look.last_loss
+        return look.looks.last_loss
 
     def _progress(self) -> AbstractContextManager[Any]:
         return progress("post_train", self.config.trainer.max_steps, "steps", start=self.step)

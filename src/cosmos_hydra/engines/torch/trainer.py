@@ -10,8 +10,6 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +22,20 @@ from cosmos_hydra.data.store import SampleStore
 from cosmos_hydra.engines.torch import checkpoint, state
 from cosmos_hydra.engines.torch.gate import check_paths
 from cosmos_hydra.engines.torch.kernels import effective_attention
+from cosmos_hydra.engines.torch.looks import Due, Looks
 from cosmos_hydra.engines.torch.mesh import Ranks
 from cosmos_hydra.engines.torch.optimizer import build_optimizer
 from cosmos_hydra.engines.torch.precision import effective_precision
-from cosmos_hydra.engines.torch.previews import Previews, picture_of, remove_previews_after
 from cosmos_hydra.engines.torch.saving import Saver, facts_of
 from cosmos_hydra.engines.torch.shard import parallelize
 from cosmos_hydra.engines.torch.start import check_samples, fill, plan_start
 from cosmos_hydra.engines.torch.step import Stepper
 from cosmos_hydra.engines.torch.usage import peak_memory_gb
-from cosmos_hydra.engines.torch.validation import Validation
 from cosmos_hydra.errors import Preempted, StageError
 from cosmos_hydra.logs import progress
 from cosmos_hydra.models.lora import add_adapters
-from cosmos_hydra.models.transformer import Denoiser, build_transformer, evaluating
-from cosmos_hydra.signals import StopAsked, StopRequest, stop_on_request
+from cosmos_hydra.models.transformer import Denoiser, build_transformer
+from cosmos_hydra.signals import StopRequest, stop_on_request
 from cosmos_hydra.tracking.record import Record
 
 Row = dict[str, Any]
@@ -93,8 +90,9 @@ class Trainer:
         """
         config, trainer = self.config, self.config.trainer
         self.record = self._open_record()
+        self.looks = Looks(config, self.run, self.store, self.ranks, self.record, self.given)
         # a run that was stopped in its last step may still lack its last validation or preview
-        is_last = self.step == trainer.max_steps and (self._lacks_validation or self._lacks_preview)
+        is_last = self.step == trainer.max_steps and any(self.looks.lacking(self.step))
         if self.step >= trainer.max_steps and not is_last:
             self.record.close()
             logger.info(
@@ -127,7 +125,7 @@ class Trainer:
         self.is_agreed = False  # whether every rank leaves the loop at the same step
         with stop_on_request() as stop:
             try:
-                self._prepare()
+                self.looks.prepare(self.step)
                 self._loop(stop)
             finally:
                 try:
@@ -169,30 +167,13 @@ class Trainer:
             self.ranks.wait()
         return record
 
-    def _prepare(self) -> None:
-        config, trainer = self.config, self.config.trainer
-        self.last_loss: float | None = None
-        self.validation = Validation(config, self.store) if trainer.validate_every else None
-        if self.validation and not self.validation.is_held_out:
-            logger.warning("nothing is held out: the validation loss is on training samples")
-        self.previews = None
-        if self.ranks.is_first:
-            remove_previews_after(self.run, self.step)
-        if trainer.preview_every and self._can_decode:
-            fitted = self.store.fitted_tokenizer
-            self.previews = Previews(config, self.store, self.run, fitted)
-            if self.ranks.is_first:
-                self.previews.show_data(self.device)
-        elif trainer.preview_every:
-            logger.warning("no previews: model.tokenizer.path is not set")
-
     def _loop(self, stop: StopRequest) -> None:
         trainer = self.config.trainer
         loader = self.loader()
         self.denoiser.train()
         if self.given is not None:
             check_paths(self.stepper, loader, self.given)
-        self._look(stop, self._lacks_validation, self._lacks_preview)
+        self._look(self.looks.lacking(self.step), stop)
         with progress("post_train", trainer.max_steps, "steps", start=self.step) as bar:
             began_s = time.perf_counter()
             for batches in loader.steps(self.step, trainer.max_steps):
@@ -218,11 +199,7 @@ class Trainer:
                 if self.last_loss is not None:
                     shown["val"] = self.last_loss
                 bar.advance(**shown)
-                self._look(
-                    stop,
-                    self._is_due(trainer.validate_every),
-                    self._is_due(trainer.preview_every),
-                )
+                self._look(self.looks.due(self.step), stop)
                 if trainer.save_every and self.step % trainer.save_every == 0:
                     self._save()
                 began_s = time.perf_counter()
@@ -268,59 +245,15 @@ class Trainer:
         frames, height, width = self.config.model.patch_size
         return self.ranks.degrees.dp * cells // (frames * height * width)
 
-    def _is_due(self, every: int) -> bool:
-        """Return whether it is time for what is done so often, and at the first and last step."""
-        is_end = self.step in (0, self.config.trainer.max_steps)
-        return every > 0 and (is_end or self.step % every == 0)
+    def _look(self, due: Due, stop: StopRequest) -> None:
+        # of several ranks, none can leave alone
+        check_stop = stop.check if self.ranks.mesh is None else lambda: None
+        self.looks.look(self.denoiser, self.autocast, self.step, due, check_stop)
 
     @property
-    def _lacks_validation(self) -> bool:
-        return self._is_due(self.config.trainer.validate_every) and not self.record.has_validation
-
-    @property
-    def _lacks_preview(self) -> bool:
-        is_due = self._is_due(self.config.trainer.preview_every) and self._can_decode
-        return is_due and not picture_of(self.run, self.step).is_file()
-
-    @property
-    def _can_decode(self) -> bool:
-        return self.fitted_tokenizer is not None or self.config.model.tokenizer.path is not None
-
-    def _look(self, stop: StopRequest, is_validating: bool, is_previewing: bool) -> None:
-        with suppress(StopAsked):
-            if self.validation and is_validating:
-                self._validate(self.validation, stop)
-            if self.previews and is_previewing:
-                self._preview(self.previews, stop)
-
-    def _check(self, stop: StopRequest) -> Callable[[], None]:
-        """Return what leaves an evaluation early; of several ranks, none can leave alone."""
-        return stop.check if self.ranks.mesh is None else lambda: None
-
-    def _preview(self, previews: Previews, stop: StopRequest) -> None:
-        with self.record.timed("preview_s", self.step), evaluating(self.denoiser):
-            path = previews.show(
-                self.denoiser, self.step, self.ranks, self.autocast, self._check(stop)
-            )
-        self.record.preview(path, self.step)
-
-    def _validate(self, validation: Validation, stop: StopRequest) -> None:
-        began_s = time.perf_counter()
-        with evaluating(self.denoiser):
-            row = validation.run(self.denoiser, self.ranks, self.autocast, self._check(stop))
-        row = {"step": self.step, **row, "validation_s": time.perf_counter() - began_s}
-        self.record.validation(row)
-        self.last_loss = row["val_loss"]
-        logger.info(
-            f"step {self.step}: validation loss {row['val_loss']:.4f} "
-            f"(gaussian {row['gaussian_loss']:.4f}, linear {row['linear_loss']:.4f})"
-        )
-        if self.given is not None and self.step == 0 and row["val_loss"] > row["linear_loss"]:
-            logger.warning(
-                f"{self.given}: these weights do not know this data or were loaded wrong: their "
-                f"loss {row['val_loss']:.4f} is above {row['linear_loss']:.4f}, that of the linear "
-                f"denoiser; look whether model= and the tokenizer are theirs"
-            )
+    def last_loss(self) -> float | None:
+        """Return the last validation loss of `train`."""
+        return self.looks.last_loss
 
     def _save(self) -> None:
         attention = effective_attention(self.config, self.device).name
