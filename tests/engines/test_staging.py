@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -61,9 +62,9 @@ def test_memory_that_cannot_be_pinned_is_said_once_and_used_all_the_same(
 ) -> None:
     refusing = SimpleNamespace(cudaHostRegister=lambda *given: 2)
     monkeypatch.setattr(torch.cuda, "cudart", lambda: refusing)
-    monkeypatch.setattr("cosmos_hydra.engines.torch.staging.BUFFER_BYTES", 1)
     staging = Staging(CPU)
     staging.stream = object()  # type: ignore[assignment]  # as on CUDA
+    monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
     with caplog.at_level(logging.WARNING):
         staging.prepare({"a": torch.ones(3), "b": torch.ones(3)})
         assert staging.making is not None

@@ -6,7 +6,7 @@ pinning takes seconds per 10 GB. Elsewhere a copy is a plain one into the same m
 """
 
 import logging
-from collections.abc import Iterator
+import mmap
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 
@@ -16,10 +16,7 @@ from cosmos_hydra.engines.torch.parts import local, with_local
 from cosmos_hydra.engines.torch.small_moments import as_float, is_quantised
 
 Table = dict[str, torch.Tensor]
-# small tensors share a buffer, since a page is pinned once; a call that pins holds up all others to
-# the GPU, so there are many
-BUFFER_BYTES = 1 << 28
-ALIGNMENT = 256  # bytes
+FOR_ALL_GPUS = 1  # cudaHostRegisterPortable
 logger = logging.getLogger(__name__)
 
 
@@ -29,7 +26,8 @@ class Staging:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self.done: torch.cuda.Event | None = None
+        # who waits for it leaves the processor to others
+        self.done = torch.cuda.Event(blocking=True) if self.stream else None
         self.copies: Table = {}
         self.pinned: list[torch.Tensor] = []
         self.pool = ThreadPoolExecutor(max_workers=1)
@@ -59,7 +57,8 @@ class Staging:
             for name, tensor in table.items():
                 part = as_float(tensor) if is_quantised(tensor) else local(tensor)
                 self.copies[name].copy_(part, non_blocking=True)
-        self.done = self.stream.record_event() if self.stream else None
+            if self.done is not None:
+                self.done.record(self.stream)
         return {name: with_local(tensor, self.copies[name]) for name, tensor in table.items()}
 
     def before_update(self) -> None:
@@ -83,21 +82,23 @@ class Staging:
 
     def _make(self, wanted: dict[str, tuple[torch.Size, torch.dtype]]) -> None:
         is_pinning = self.stream is not None
-        for names in _grouped(wanted):
-            if self.is_closed:
-                return
-            sizes = [_size_bytes(*wanted[name]) for name in names]
-            buffer = torch.zeros(sum(sizes), dtype=torch.uint8)
-            is_pinning = is_pinning and self._pin(buffer)
-            for name, part in zip(names, buffer.split(sizes), strict=True):
-                shape, dtype = wanted[name]
-                self.copies[name] = part[: shape.numel() * dtype.itemsize].view(dtype).view(shape)
+        # a thread begins on the first GPU
+        with torch.cuda.device(self.device) if is_pinning else nullcontext():
+            for name, (shape, dtype) in wanted.items():
+                if self.is_closed:
+                    return
+                self.copies[name] = _host_tensor(shape, dtype)
+                is_pinning = is_pinning and self._pin(self.copies[name])
 
-    def _pin(self, buffer: torch.Tensor) -> bool:
-        """Pin one buffer; say so if that does not work, and return whether it does."""
-        status = int(torch.cuda.cudart().cudaHostRegister(buffer.data_ptr(), buffer.numel(), 0))
+    def _pin(self, tensor: torch.Tensor) -> bool:
+        """Pin memory; say so if that does not work, and return whether it does."""
+        if tensor.numel() == 0:
+            return True
+        register = torch.cuda.cudart().cudaHostRegister
+        # PyTorch's own pinned memory is of powers of two
+        status = int(register(tensor.data_ptr(), tensor.nbytes, FOR_ALL_GPUS))
         if status == 0:
-            self.pinned.append(buffer)
+            self.pinned.append(tensor)
             return True
         logger.warning(
             f"main memory for checkpoints cannot be pinned (CUDA error {status}), so each one "
@@ -106,18 +107,9 @@ class Staging:
         return False
 
 
-def _size_bytes(shape: torch.Size, dtype: torch.dtype) -> int:
-    return -(-shape.numel() * dtype.itemsize // ALIGNMENT) * ALIGNMENT
-
-
-def _grouped(wanted: dict[str, tuple[torch.Size, torch.dtype]]) -> Iterator[list[str]]:
-    """Yield names of tensors that share a buffer."""
-    group, size_bytes = [], 0
-    for name, kind in wanted.items():
-        group.append(name)
-        size_bytes += _size_bytes(*kind)
-        if size_bytes >= BUFFER_BYTES:
-            yield group
-            group, size_bytes = [], 0
-    if group:
-        yield group
+def _host_tensor(shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
+    size_bytes = shape.numel() * dtype.itemsize
+    if size_bytes == 0:
+        return torch.empty(shape, dtype=dtype)
+    # pages of its own; shared, since a fork would copy those that are pinned
+    return torch.frombuffer(mmap.mmap(-1, size_bytes), dtype=dtype).view(shape)
