@@ -21,28 +21,26 @@ from typing import Any
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
 import torch
-from forward_precision import build
-from mesh_step import config_of, synchronised_s
+from mesh_step import config_of, fill_at_random, synchronised_s
 from post_train_step import matmul_tflop_per_s, write_line
 from random_encoders import Bench
 
-from cosmos_hydra.config import Config, Stage, TokenizerKind
+from cosmos_hydra.config import Config, Precision, Stage, TokenizerKind
 from cosmos_hydra.data.clips import latent_shape
 from cosmos_hydra.data.video import to_pixels, write_mp4
 from cosmos_hydra.diffusion.generation import Request, generate_latent
+from cosmos_hydra.engines.torch.attention import set_attention
 from cosmos_hydra.engines.torch.degrees import token_count
 from cosmos_hydra.engines.torch.device import pick_device
 from cosmos_hydra.engines.torch.fit import estimate
-from cosmos_hydra.engines.torch.kernels import effective_attention
+from cosmos_hydra.engines.torch.kernels import effective_attention, kernel_of
 from cosmos_hydra.engines.torch.precision import autocast_for, effective_precision
 from cosmos_hydra.engines.torch.shard import compile_blocks
 from cosmos_hydra.models.fast_autoencoder import EAGER
 from cosmos_hydra.models.size import forward_flop
 from cosmos_hydra.models.tokenizer import Tokenizer
 from cosmos_hydra.models.toy_tokenizer import ToyTokenizer
-from cosmos_hydra.models.transformer import Denoiser
-from cosmos_hydra.sampling import videos
-from cosmos_hydra.weights.locate import Format, Located
+from cosmos_hydra.models.transformer import Denoiser, build_transformer
 
 CASES = ("batched", "sequential", "compiled")
 FPS = 24.0
@@ -50,12 +48,17 @@ Row = dict[str, Any]
 
 
 def denoiser_of(config: Config, device: torch.device) -> Denoiser:
-    """Return what generation samples with, but for its weights, which are random."""
-    videos.build_transformer = lambda model: build(config, device).transformer
-    videos.load_weights = lambda *arguments, **options: None
-    precision = effective_precision(config.parallel.precision, device)
-    nowhere = Located(Path("random"), Format.diffusers)
-    return videos._load_denoiser(config, nowhere, device, precision)
+    """Return what generation samples with, but for its weights, which are drawn on the device."""
+    with torch.device("meta"):
+        transformer = build_transformer(config.model)
+    if effective_precision(config.parallel.precision, device) is Precision.bf16:
+        for name, part in transformer.named_children():
+            if name != "learnable_pos_embed":
+                part.to(torch.bfloat16)
+    transformer.to_empty(device=device)
+    fill_at_random(transformer, None)
+    set_attention(transformer, kernel_of(effective_attention(config, device, is_alone=True)))
+    return Denoiser(transformer).requires_grad_(False).eval()
 
 
 def one_by_one(denoiser: Denoiser) -> Callable[..., torch.Tensor]:

@@ -223,7 +223,7 @@ def test_a_signal_ends_the_sweep_after_the_job_has_saved_and_the_folder_goes_on(
             os.kill(os.getppid(), number)
             time.sleep(0.5)
 
-    in_job("_validate", interrupt)
+    in_job("_look", interrupt)
     before = signal.getsignal(number)
     typed = ("seed=0,1,2", "log.report=false")
     outcome = run_sweep(command, small_samples, tmp_path, *typed)

@@ -107,7 +107,7 @@ class Trainer:
         self.saver = Saver(
             self.run, self.ranks, config.model, trainer.keep, self.fitted_tokenizer, config.peft
         )
-        if trainer.save_every and self.device.type == "cuda":
+        if trainer.save_every:
             self.saver.staging.prepare(self._table())
         precision = effective_precision(config.parallel.precision, self.device)
         is_part = self.num_trained < self.num_parameters
