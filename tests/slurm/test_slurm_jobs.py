@@ -86,7 +86,7 @@ def undisturbed(steps: int) -> float:
     return weight
 
 
-@pytest.mark.parametrize("how", ["USR2", "TERM", "partition"])
+@pytest.mark.parametrize("how", ["USR2", pytest.param("TERM", marks=pytest.mark.slow), "partition"])
 def test_a_preempted_job_saves_is_requeued_and_ends_with_the_same_weights(
     cluster: Cluster, tmp_path: Path, how: str
 ) -> None:

@@ -209,6 +209,7 @@ def test_what_is_no_run_is_one_line(
     assert not list(tmp_path.rglob("report.html"))
 
 
+@pytest.mark.slow
 def test_both_stages_leave_the_report_out_when_asked_to(
     command: Command, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
