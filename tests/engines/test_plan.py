@@ -80,6 +80,15 @@ def test_gpus_and_settings_are_changed_together_where_neither_is_enough(
     assert "  fits, " in command(*PLAN, *typed, *change.split(), cwd=tmp_path).stdout
 
 
+def test_copies_of_the_weights_are_held_in_main_memory_by_each(
+    command: Command, tmp_path: Path
+) -> None:
+    for parallel, copied_gb in (("fsdp", 87), ("ddp", 174)):
+        typed = (f"parallel={parallel}", "plan.gpus=2", "trainer.global_batch_size=2")
+        printed = command(*PLAN, *typed, cwd=tmp_path).stdout
+        assert f"host memory      {copied_gb} GB of all ranks" in printed
+
+
 def test_with_engine_nemo_the_figures_say_whose_they_are(command: Command, tmp_path: Path) -> None:
     printed = command(*PLAN, "engine=nemo", cwd=tmp_path).stdout
     assert "memory and time are those of engine=torch; Megatron keeps 18 bytes" in printed

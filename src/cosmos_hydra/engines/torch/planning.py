@@ -167,8 +167,9 @@ def _generation_lines(config: Config, rates: Rates) -> Iterator[str]:
 
 def _storage_lines(config: Config, degrees: Degrees) -> Iterator[str]:
     checkpoint_gb = bytes_per_parameter(config.optim.state) * trained_count(config) / 1e9
-    # a copy of each rank's part, written while training goes on; pinned as it begins
-    yield f"host memory      {gb(checkpoint_gb)} GB for a checkpoint's copy"
+    # every rank copies what it holds, into memory that is pinned as training begins
+    copied_gb = checkpoint_gb * degrees.dp_replicate
+    yield f"host memory      {gb(copied_gb)} GB of all ranks for copies of a checkpoint"
     keep = config.trainer.keep
     kept = f"{keep + 1} at most" if keep else "one each trainer.save_every steps"
     yield f"disk             {gb(checkpoint_gb)} GB a checkpoint ({kept}) in {config.paths.runs}"
