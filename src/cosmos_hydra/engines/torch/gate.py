@@ -6,7 +6,6 @@ what each makes of its answer. No generator of random numbers is touched and no 
 
 import logging
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from dataclasses import replace
 from typing import Any
@@ -19,6 +18,7 @@ from cosmos_hydra.data.loader import Batch, Loader
 from cosmos_hydra.diffusion.edm import precondition
 from cosmos_hydra.diffusion.generation import RawPrediction, conditioned, to_latent
 from cosmos_hydra.engines.torch.precision import effective_precision
+from cosmos_hydra.engines.torch.shard import eager
 from cosmos_hydra.engines.torch.step import Stepper
 from cosmos_hydra.errors import StageError
 from cosmos_hydra.models.transformer import Denoiser, evaluating
@@ -65,7 +65,7 @@ def check_paths(stepper: Stepper, loader: Loader, given: str) -> None:
                 f"samples would not show what is trained, so report this fault of the program",
             )
             return
-    with evaluating(stepper.denoiser), _eager(stepper):
+    with evaluating(stepper.denoiser), eager(stepper.config.parallel):
         sampled_CFHW = _sample(_as_generated(stepper), clip, stepper)
     c_out = precondition(clip.sigma_B, sigma_data).c_out.max() / sigma_data
     largest = (trained_CFHW - without_CFHW).abs().max().maximum(c_out)
@@ -132,12 +132,6 @@ def _as_generated(stepper: Stepper) -> RawPrediction:
         if parameter.dim() == 1
     }
     return lambda *inputs: functional_call(denoiser, rounded, inputs)
-
-
-def _eager(stepper: Stepper) -> AbstractContextManager[Any]:
-    """Return a context without compiled blocks, which generation does not have."""
-    is_compiled = stepper.config.parallel.compile
-    return torch.compiler.set_stance("force_eager") if is_compiled else nullcontext()
 
 
 def _precision(stepper: Stepper) -> Precision:

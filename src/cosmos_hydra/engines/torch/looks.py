@@ -5,8 +5,8 @@ Called by every rank at the same steps; rank 0 writes.
 
 import logging
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cosmos_hydra.config import Config, TokenizerKind
@@ -14,6 +14,7 @@ from cosmos_hydra.data.store import SampleStore
 from cosmos_hydra.engines.torch.mesh import Ranks
 from cosmos_hydra.engines.torch.precision import Autocast
 from cosmos_hydra.engines.torch.previews import Previews, picture_of, remove_previews_after
+from cosmos_hydra.engines.torch.shard import eager
 from cosmos_hydra.engines.torch.validation import Validation
 from cosmos_hydra.models.transformer import Denoiser, evaluating
 from cosmos_hydra.signals import StopAsked
@@ -83,9 +84,14 @@ class Looks:
             if self.validation and due[0]:
                 self._validate(self.validation, denoiser, autocast, step, check_stop)
             if self.previews and due[1]:
-                with self.record.timed("preview_s", step), evaluating(denoiser):
+                with self.record.timed("preview_s", step), self._evaluating(denoiser):
                     path = self.previews.show(denoiser, step, self.ranks, autocast, check_stop)
                 self.record.preview(path, step)
+
+    @contextmanager
+    def _evaluating(self, denoiser: Denoiser) -> Iterator[None]:
+        with evaluating(denoiser), eager(self.config.parallel):
+            yield
 
     def _is_due(self, every: int, step: int) -> bool:
         is_end = step in (0, self.config.trainer.max_steps)
@@ -106,7 +112,7 @@ class Looks:
         check_stop: Callable[[], None],
     ) -> None:
         began_s = time.perf_counter()
-        with evaluating(denoiser):
+        with self._evaluating(denoiser):
             row = validation.run(denoiser, self.ranks, autocast, check_stop)
         self.record.validation({"step": step, **row, "validation_s": time.perf_counter() - began_s})
         self.last_loss = row["val_loss"]

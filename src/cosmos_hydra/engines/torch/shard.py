@@ -7,6 +7,7 @@ global number of samples, so nothing is averaged.
 
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
-from cosmos_hydra.config import Config, Precision
+from cosmos_hydra.config import Config, ParallelConfig, Precision
 from cosmos_hydra.engines.torch.attention import Ulysses, set_attention
 from cosmos_hydra.engines.torch.kernels import Kernel, effective_attention, kernel_of
 from cosmos_hydra.engines.torch.linears import set_linears
@@ -58,6 +59,12 @@ def compile_blocks(transformer: Any, backend: str | Callable[..., Any] = "induct
     transformer.patch_embed.register_forward_hook(exact)
     for block in transformer.transformer_blocks:
         block.compile(backend=backend)
+
+
+def eager(parallel: ParallelConfig) -> AbstractContextManager[Any]:
+    """Return a context without compiled blocks: for inputs of other shapes than a step's."""
+    # each new shape, and each pass without gradients, would be compiled for half a minute
+    return torch.compiler.set_stance("force_eager") if parallel.compile else nullcontext()
 
 
 def _tensor_parallel(transformer: Any, tp: DeviceMesh, is_sequence_parallel: bool) -> None:
