@@ -459,6 +459,8 @@ class GenerateConfig:
     guidance: float = MISSING
     # res_2ab = second order, as the original; euler = as diffusers
     sampler: Sampler = Sampler.res_2ab
+    # compile the transformer blocks; null = on CUDA, where it saves a video more than it takes
+    compile: bool | None = None
     # folder of the videos; null = videos/ in the run directory
     out: str | None = None
 

@@ -10,7 +10,7 @@ from cosmos_hydra import config as schema
 from cosmos_hydra.config import Config
 from cosmos_hydra.engines.torch.gpus import RATES
 from cosmos_hydra.engines.torch.planning import planned_degrees, training_memory
-from cosmos_hydra.engines.torch.step_time import step_time
+from cosmos_hydra.engines.torch.step_time import step_time, video_s
 from cosmos_hydra.overrides import conf_folder
 
 PLAN = ("stage=plan", "model=7b", "data=robot")
@@ -44,6 +44,13 @@ def test_it_is_near_what_was_measured(typed: tuple[str, ...]) -> None:
     planned_gb = training_memory(config, degrees).total_gb
     assert planned_s == pytest.approx(measured_s, rel=0.2)
     assert planned_gb == pytest.approx(measured_gb, rel=0.1)
+
+
+@pytest.mark.parametrize(("is_compiled", "pass_s"), [(True, 7.22), (False, 8.87)])
+def test_a_video_takes_about_what_was_measured(is_compiled: bool, pass_s: float) -> None:
+    config = config_of()
+    planned_s = video_s(config, RATES[config.plan.gpu], is_compiled=is_compiled)
+    assert planned_s == pytest.approx(36 * pass_s, rel=0.1)
 
 
 def test_what_fits_is_said_with_time_and_disk(command: Command, tmp_path: Path) -> None:

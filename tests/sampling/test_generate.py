@@ -3,14 +3,18 @@
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from conftest import Command
 from PIL import Image
 from small_runs import FPS, generate, small_config, train
 
 from cosmos_hydra import runs
-from cosmos_hydra.data.video import probe
+from cosmos_hydra.data.video import decode, probe
+from cosmos_hydra.engines.torch.shard import compile_blocks
+from cosmos_hydra.sampling import videos
 
 QUICK = ("stage=generate", "generate.steps=2")
 
@@ -39,6 +43,29 @@ def test_a_run_stands_for_its_newest_step_and_a_step_for_itself(
         (video,) = generate(checkpoint, tmp_path / name, "generate.prompt=a robot")
         content[name] = video.read_bytes()
     assert content["run"] == content["newest"] != content["older"]
+
+
+def test_compiled_blocks_make_the_same_video_and_the_sidecar_says_so(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = []
+
+    def counting(graph: Any, inputs: Any) -> Any:
+        compiled.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    monkeypatch.setattr(videos, "compile_blocks", lambda blocks: compile_blocks(blocks, counting))
+    frames = {}
+    for value in ("false", "true"):
+        typed = ("generate.prompt=a robot", f"generate.compile={value}")
+        (video,) = generate(trained, tmp_path / value, *typed)
+        (sidecar,) = sidecars(tmp_path / value)
+        assert sidecar["compiled"] == (value == "true")
+        assert f"generate.compile={value}" in sidecar["command"]
+        assert len(compiled) == (value == "true")  # once for all blocks
+        frames[value] = decode(video, list(range(9))).float()
+    assert (frames["true"] - frames["false"]).abs().mean() < 1
 
 
 def test_without_a_checkpoint_the_run_of_the_name_is_taken(

@@ -108,6 +108,7 @@ def test_the_sidecar_holds_everything_that_decides_the_content(
         "weights_sha256": locate(str(folder / "runs" / "one"), "checkpoint").digest,
         "device": "cpu",
         "precision": "fp32",
+        "compiled": False,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "cosmos_hydra": cosmos_hydra.__version__,

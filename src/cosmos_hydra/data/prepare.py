@@ -7,7 +7,6 @@ new when something has changed. Several processes, ranks of one job or not, shar
 import gc
 import logging
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -34,6 +33,7 @@ from cosmos_hydra.data.preview import write_previews
 from cosmos_hydra.data.store import SampleStore, open_store
 from cosmos_hydra.data.video import ContentBox, UnreadableVideo, decode, fit_frames, to_signed
 from cosmos_hydra.data.writer import SampleWriter, Texts
+from cosmos_hydra.engines.torch.compiling import has_compiler
 from cosmos_hydra.engines.torch.team import Team
 from cosmos_hydra.errors import StageError
 from cosmos_hydra.logs import progress
@@ -104,8 +104,7 @@ def _ways(config: Config, clips: int, device: torch.device) -> frozenset[Way]:
             logger.warning("preprocess.compile=true has no effect on a CPU")
         return EAGER
     if is_compiled is None:
-        has_compiler = any(shutil.which(name) for name in ("cc", "gcc", "clang"))
-        is_compiled = clips >= WORTH_COMPILING and has_compiler
+        is_compiled = clips >= WORTH_COMPILING and has_compiler()
     if is_compiled and config.model.tokenizer.kind is TokenizerKind.cosmos:
         logger.info("the tokenizer is compiled for this clip size (preprocess.compile=false: not)")
     return COMPILED if is_compiled else EAGER

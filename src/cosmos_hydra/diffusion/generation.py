@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cosmos_hydra.config import Sampler
+from cosmos_hydra.config import GenerateConfig, Sampler
 from cosmos_hydra.diffusion.edm import denoise
 from cosmos_hydra.diffusion.samplers import DenoiseAt, guide, sample
 from cosmos_hydra.seeds import torch_generator
@@ -32,6 +32,12 @@ class Request:
     steps: int
     guidance: float
     sampler: Sampler
+
+
+def clip_passes(generate: GenerateConfig) -> int:
+    """Return how often a clip goes through the network for a video, both branches counted."""
+    evaluations = generate.steps + (generate.sampler is Sampler.res_2ab)
+    return evaluations * (2 if generate.guidance else 1)
 
 
 @torch.no_grad()

@@ -167,5 +167,6 @@ def _command(config: Config, job: Job, weights: Located, facts: dict[str, Any], 
         value = facts[key]
         if value is not None:
             parts.append(f"generate.{key}={as_typed(value) if isinstance(value, str) else value}")
+    parts.append(f"generate.compile={str(facts['compiled']).lower()}")
     parts += [f"engine.device={facts['device']}", f"parallel.precision={facts['precision']}"]
     return shlex.join(parts)

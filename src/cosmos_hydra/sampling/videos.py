@@ -20,8 +20,10 @@ from cosmos_hydra.data.clips import latent_shape
 from cosmos_hydra.data.video import decode, probe, to_pixels, write_mp4
 from cosmos_hydra.diffusion.generation import Request, generate_latent
 from cosmos_hydra.engines.torch.attention import set_attention
+from cosmos_hydra.engines.torch.compiling import compiles_generation
 from cosmos_hydra.engines.torch.kernels import effective_attention, kernel_of
 from cosmos_hydra.engines.torch.precision import autocast_for, effective_precision
+from cosmos_hydra.engines.torch.shard import compile_blocks
 from cosmos_hydra.engines.torch.team import Team
 from cosmos_hydra.errors import StageError
 from cosmos_hydra.logs import progress
@@ -49,6 +51,7 @@ def common_facts(config: Config, weights: Located, device: torch.device) -> dict
         "weights_sha256": weights.digest,
         "device": str(device),
         "precision": precision.name,
+        "compiled": compiles_generation(config, device),
         # the order of a CPU's sums, and so the last bits, follow the number of threads
         "threads": torch.get_num_threads() if device.type == "cpu" else None,
         "torch": torch.__version__,
@@ -168,6 +171,8 @@ def _load_denoiser(
     attention = effective_attention(config, device, is_alone=True)
     set_attention(transformer, kernel_of(attention))
     load_weights(transformer, weights, elsewhere=config.model.weights.path)
+    if compiles_generation(config, device):
+        compile_blocks(transformer)
     if precision is Precision.bf16:
         for name, part in transformer.named_children():
             # position tables stay exact: small, and summed over three axes before normalising

@@ -11,6 +11,7 @@ import torch
 
 from cosmos_hydra.checks import SPATIAL_FACTOR, TEMPORAL_FACTOR
 from cosmos_hydra.config import Choice, Config, Precision, Stage
+from cosmos_hydra.diffusion.generation import clip_passes
 from cosmos_hydra.engines.torch.degrees import degrees_of
 from cosmos_hydra.engines.torch.memory import (
     Memory,
@@ -115,7 +116,7 @@ def _takes_long(config: Config, device: torch.device, purpose: Stage) -> Iterato
     if purpose is Stage.post_train:
         what, passes = "a training step", 3 * config.trainer.global_batch_size
     else:
-        what, passes = "a video", config.generate.steps * (2 if config.generate.guidance else 1)
+        what, passes = "a video", clip_passes(config.generate)
     tflop = passes * forward_flop(config.model, token_count(config)) / 1e12
     cores = torch.get_num_threads()
     takes = duration(tflop / (cores * CORE_TFLOP_PER_S))

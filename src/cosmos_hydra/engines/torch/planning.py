@@ -8,6 +8,7 @@ from math import prod
 from cosmos_hydra.config import Config, Linears, Precision, Stage
 from cosmos_hydra.data.clips import latent_shape
 from cosmos_hydra.engines.torch.checkpoint import bytes_per_parameter
+from cosmos_hydra.engines.torch.compiling import is_long
 from cosmos_hydra.engines.torch.degrees import (
     AXES,
     Degrees,
@@ -31,7 +32,7 @@ from cosmos_hydra.engines.torch.memory import (
     gb,
     share_of,
 )
-from cosmos_hydra.engines.torch.step_time import step_time
+from cosmos_hydra.engines.torch.step_time import step_time, video_s
 from cosmos_hydra.errors import ConfigError
 from cosmos_hydra.models.size import forward_flop, parameter_count, trained_count
 
@@ -163,6 +164,12 @@ def _generation_lines(config: Config, rates: Rates) -> Iterator[str]:
     needed = estimate_generation(config, "cuda", _precision(config))
     verdict = "fits one GPU" if needed.total_gb <= rates.memory_gb else "does not fit one GPU"
     yield f"generate memory  {needed}: {verdict}"
+    if _precision(config) is Precision.bf16:
+        asked = config.generate.compile
+        is_compiled = is_long(config) if asked is None else asked
+        seconds = _seconds(video_s(config, rates, is_compiled=is_compiled))
+        how = "compiled" if is_compiled else "not compiled"
+        yield f"  {seconds} s a video on one GPU, blocks {how}, decoding aside"
 
 
 def _storage_lines(config: Config, degrees: Degrees) -> Iterator[str]:

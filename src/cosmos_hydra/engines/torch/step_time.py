@@ -7,6 +7,7 @@ behind them. GPUs are those of one host. Legend: L tokens of a clip, D model wid
 from dataclasses import astuple, dataclass
 
 from cosmos_hydra.config import Attention, Config, Linears, PeftKind, Recompute, StatePrecision
+from cosmos_hydra.diffusion.generation import clip_passes
 from cosmos_hydra.engines.torch.degrees import Degrees, token_count
 from cosmos_hydra.engines.torch.gpus import Rates
 from cosmos_hydra.models.size import forward_flop, parameter_count, trained_count, width
@@ -72,6 +73,17 @@ def step_time(config: Config, degrees: Degrees, rates: Rates) -> StepTime:
     waiting_s = clips * (2 + again) * _exchanged_bytes(degrees, stream) / link
     behind_s = _sharing_bytes(config, degrees) / link - sum(computing)
     return StepTime(*computing, waiting_s + max(0.0, behind_s))
+
+
+def video_s(config: Config, rates: Rates, *, is_compiled: bool) -> float:
+    """Return what the denoising of one video takes on one GPU, in bf16."""
+    stream = token_count(config) * width(config.model) * config.model.num_layers
+    attention, linears = _flop(config)
+    computing_s = attention / _attention_rates(config.parallel.attention, rates)[0]
+    computing_s = (computing_s + linears / rates.linears) / 1e12
+    moved = COMPILED_BYTES if is_compiled else EAGER_BYTES
+    pass_s = computing_s + moved * stream / (rates.memory_tb_per_s * 1e12)
+    return clip_passes(config.generate) * pass_s
 
 
 def _flop(config: Config) -> tuple[float, float]:
