@@ -1,6 +1,6 @@
 """Seconds, memory and FLOP/s of a training step on one GPU, ours beside diffusers' plain loop.
 
-    python benchmarks/post_train_step.py ours ours_float8 plain_cudnn:3 plain:3 --out steps.jsonl
+    python benchmarks/post_train_step.py ours ours_flash4 plain_cudnn:3 plain:3 --out steps.jsonl
 
 Rows by name, with a number of measured steps behind it or from --steps; --set KEY=VALUE is for all
 of them (default: model=7b). Every row is a process, and a JSON line as it ends; a table comes last.
@@ -42,16 +42,17 @@ from cosmos_hydra.models.size import forward_flop
 from cosmos_hydra.models.transformer import build_transformer
 from cosmos_hydra.tracking.record import Record
 
+MLP, FLOAT8 = "parallel.recompute=save_mlp", "parallel.linears=float8"
+CUDNN, FLASH4 = "parallel.attention=cudnn", "parallel.attention=flash4"
 FAST = ("optim.state=bf16", "parallel.compile=true")
 OURS = {
-    "ours": (*FAST, "parallel.recompute=save_mlp"),
-    "ours_float8": (*FAST, "parallel.recompute=save_mlp", "parallel.linears=float8"),
-    "ours_save_attention": (*FAST, "parallel.recompute=save_attention"),
-    "ours_except": (
-        *("optim.state=int8", "parallel.compile=true"),
-        *("parallel.recompute=save_mlp", "parallel.recompute_except=3"),
-    ),
-    "ours_eager": ("optim.state=bf16", "parallel.recompute=save_mlp"),
+    "ours": (*FAST, MLP, CUDNN),
+    "ours_float8": (*FAST, MLP, CUDNN, FLOAT8),
+    "ours_flash4": (*FAST, MLP, FLASH4),
+    "ours_flash4_float8": (*FAST, MLP, FLASH4, FLOAT8),
+    "ours_flash4_except": (*FAST, MLP, FLASH4, "parallel.recompute_except=2"),
+    "ours_save_attention": (*FAST, "parallel.recompute=save_attention", CUDNN),
+    "ours_eager": ("optim.state=bf16", MLP, CUDNN),
     "ours_full": ("optim.state=fp32", "parallel.compile=true", "parallel.recompute=full"),
 }
 # which of PyTorch's kernels; None = that which it picks

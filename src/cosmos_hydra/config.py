@@ -101,6 +101,7 @@ class Recompute(Choice):
 
 class Attention(Choice):
     auto = "auto"
+    flash4 = "flash4"
     cudnn = "cudnn"
     flash = "flash"
     efficient = "efficient"
@@ -359,8 +360,9 @@ class ParallelConfig:
     recompute_except: int = 0
     # move what blocks keep to main memory until the backward pass needs it; CUDA only
     offload_activations: bool = False
-    # attention kernel of PyTorch: auto = the first that works here of cudnn (on Hopper and newer),
-    # flash, efficient, math; or one of these
+    # attention kernel: auto = the first that works here of flash4 (FlashAttention 4, where package
+    # flash-attn-4 is installed) and cudnn, both on Hopper and newer, flash, efficient, math; or one
+    # of these
     attention: Attention = Attention.auto
     # compile each transformer block, and the update of moments in bf16, with torch.compile
     compile: bool = False

@@ -26,6 +26,8 @@ MEASURED = {
     (*TWO, "parallel=fsdp_cp", "parallel.cp=2"): (10.41, 74.7),
     FAST: (14.12, 124.2),
     (*FAST, "parallel.linears=float8"): (12.56, 123.8),
+    (*FAST, "parallel.attention=flash4"): (12.75, 123.7),
+    (*FAST, "parallel.attention=flash4", "parallel.linears=float8"): (11.19, 123.8),
 }
 
 
@@ -46,9 +48,14 @@ def test_it_is_near_what_was_measured(typed: tuple[str, ...]) -> None:
     assert planned_gb == pytest.approx(measured_gb, rel=0.1)
 
 
-@pytest.mark.parametrize(("is_compiled", "pass_s"), [(True, 7.22), (False, 8.87)])
-def test_a_video_takes_about_what_was_measured(is_compiled: bool, pass_s: float) -> None:
-    config = config_of()
+@pytest.mark.parametrize(
+    ("attention", "is_compiled", "pass_s"),
+    [("cudnn", True, 7.22), ("cudnn", False, 8.87), ("flash4", True, 6.81)],
+)
+def test_a_video_takes_about_what_was_measured(
+    attention: str, is_compiled: bool, pass_s: float
+) -> None:
+    config = config_of(f"parallel.attention={attention}")
     planned_s = video_s(config, RATES[config.plan.gpu], is_compiled=is_compiled)
     assert planned_s == pytest.approx(36 * pass_s, rel=0.1)
 

@@ -12,6 +12,8 @@ from cosmos_hydra.engines.torch import state
 PROGRAM = Path(__file__).parents[2] / "benchmarks/post_train_step.py"
 SMALL = ("model=tiny", "model.num_layers=2", "data.frames=9", "data.height=48", "data.width=64")
 
+ON_A_CPU = ("parallel.compile=false", "parallel.attention=auto")
+
 
 @pytest.fixture(autouse=True)
 def programs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,7 +26,7 @@ def test_the_rehearsal_writes_each_row_and_prints_a_table(
 ) -> None:
     out = tmp_path / "steps.jsonl"
     typed = ["ours_eager", "plain:1", "plain_cudnn", "save", "--steps", 2, "--matmul-size", 64]
-    more = [part for key in (*SMALL, "parallel.compile=false") for part in ("--set", key)]
+    more = [part for key in (*SMALL, *ON_A_CPU) for part in ("--set", key)]
     places = ["--folder", tmp_path / "work", "--out", out]
     monkeypatch.setattr(sys, "argv", [str(PROGRAM), *map(str, [*typed, *more, *places])])
     runpy.run_path(str(PROGRAM), run_name="__main__")

@@ -14,6 +14,7 @@ from small_runs import SAMPLES, initialised, small_config
 from torch.profiler import ProfilerActivity, profile
 
 from cosmos_hydra.config import Attention, ParallelConfig, Recompute
+from cosmos_hydra.engines.torch import flash4
 from cosmos_hydra.engines.torch.attention import set_attention
 from cosmos_hydra.engines.torch.kernels import kernel_of
 from cosmos_hydra.engines.torch.recompute import apply_recompute
@@ -39,6 +40,11 @@ ON_ONE = {
     "save_attention": "parallel.recompute=save_attention",
     "compiled save_attention": "parallel.recompute=save_attention parallel.compile=true",
     "compiled save_mlp": "parallel.recompute=save_mlp parallel.compile=true",
+    "cudnn": "parallel.attention=cudnn",
+    "flash4": "parallel.attention=flash4",
+    "compiled flash4": (
+        "parallel.attention=flash4 parallel.recompute=save_mlp parallel.compile=true"
+    ),
     "flash": "parallel.attention=flash",
     "efficient": "parallel.attention=efficient",
     "math": "parallel.attention=math",
@@ -54,6 +60,10 @@ ON_TWO = {
     "fsdp, recompute": "parallel=fsdp parallel.recompute=save_attention",
     "fsdp, 8 bits": "parallel=fsdp optim.state=int8",
 }
+
+
+def is_hopper() -> bool:
+    return torch.cuda.get_device_capability() >= (9, 0)
 
 
 def losses(run: Path) -> list[float]:
@@ -73,8 +83,8 @@ def plain(small_samples: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def test_the_kernel_that_ran_is_recorded(plain: Path) -> None:
-    is_hopper = torch.cuda.get_device_capability() >= (9, 0)
-    wanted = {"bf16": "cudnn" if is_hopper else "flash", "fp32": "efficient"}
+    best = ("flash4" if flash4.is_installed() else "cudnn") if is_hopper() else "flash"
+    wanted = {"bf16": best, "fp32": "efficient"}
     for precision, attention in wanted.items():
         manifest = plain / precision / "checkpoints/step_000006/manifest.json"
         assert json.loads(manifest.read_text())["effective"]["attention"] == attention
@@ -84,8 +94,34 @@ def test_the_kernel_that_ran_is_recorded(plain: Path) -> None:
 def test_a_run_comes_to_the_same_numbers(
     small_samples: Path, tmp_path: Path, plain: Path, name: str
 ) -> None:
+    if not is_hopper() and ("cudnn" in name or "flash4" in name):
+        pytest.skip("for Hopper and newer")
+    if "flash4" in name and not flash4.is_installed():
+        pytest.skip("flash-attn-4 is not installed")
     train(small_samples, (*SETTINGS, "parallel.precision=bf16", *ON_ONE[name].split()), tmp_path)
     assert losses(tmp_path) == pytest.approx(losses(plain / "bf16"), rel=0.03)
+
+
+@pytest.mark.skipif(not flash4.is_installed(), reason="flash-attn-4 is not installed")
+@pytest.mark.parametrize("tokens", [(1000, 1000), (1000, 77)])
+def test_flash_attention_4_is_attention_with_its_gradients(tokens: tuple[int, int]) -> None:
+    L, T = tokens
+    generator = torch.Generator(CUDA).manual_seed(0)
+    given_BLNK = [
+        torch.randn(2, count, 4, 128, generator=generator, device=CUDA).requires_grad_()
+        for count in (L, T, T)
+    ]
+    results = {}
+    for kernel in (Attention.flash4, Attention.math):
+        inputs = [x_BLNK.transpose(1, 2) for x_BLNK in given_BLNK]
+        with torch.autocast("cuda", torch.bfloat16, enabled=kernel is Attention.flash4):
+            out_BNLK = kernel_of(kernel)(*inputs)
+        grads = torch.autograd.grad(out_BNLK.float().square().sum(), given_BLNK)
+        results[kernel] = [out_BNLK.float(), *grads]
+    for found, wanted in zip(results[Attention.flash4], results[Attention.math], strict=True):
+        assert (found - wanted).norm() < 0.01 * wanted.norm()
+    halves = [x_BLNK.transpose(1, 2).detach().bfloat16().requires_grad_() for x_BLNK in given_BLNK]
+    torch.library.opcheck(flash4.flash4, tuple(halves), test_utils="test_faketensor")
 
 
 @pytest.mark.skipif(

@@ -34,7 +34,8 @@ def program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Program:
 def test_the_rehearsal_writes_a_video_and_a_row_for_each_case(
     program: Program, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    program("--steps", "3", "--steps-of-others", "2", "--matmul-size", "64")
+    typed = ("--branches", "batched,sequential", "--steps", "3", "--steps-of-others", "2")
+    program(*typed, "--matmul-size", "64")
     lines = (tmp_path / "videos.jsonl").read_text().splitlines()
     batched, sequential = map(json.loads, lines)
     assert (batched["case"], batched["evaluations"], batched["frames"]) == ("batched", 4, 9)
@@ -62,4 +63,4 @@ def test_a_case_that_does_not_exist_is_refused(
 ) -> None:
     with pytest.raises(SystemExit):
         program("--branches", "batched,both")
-    assert "both: no such case; use some of batched," in capsys.readouterr().err
+    assert "both: no such case; use some of compiled," in capsys.readouterr().err

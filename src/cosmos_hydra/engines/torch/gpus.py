@@ -15,14 +15,18 @@ class Rates:
     memory_gb: float  # 1e9 bytes that programs can take
     linears: float  # matrix products
     float8: float  # the same with 8-bit inputs, their rounding aside; 0 = it cannot
-    attention: dict[Attention, tuple[float, float]]  # forward, backward; the best first
+    attention: dict[Attention, tuple[float, float]]  # forward, backward; auto's first
     memory_tb_per_s: float
     link_gb_per_s: float  # to the other GPUs of the host
 
 
-# cuDNN and flash-attention 2 at 56,320 tokens: measured on an H200 with torch 2.11+cu130, 85 and
-# 240 ms, 145 and 404 ms; the backward pass counts five products
-HOPPER = {Attention.cudnn: (611.0, 541.0), Attention.flash: (359.0, 321.0)}
+# at 56,320 tokens, measured on an H200 with torch 2.11+cu130 (benchmarks/attention_kernels.py); the
+# backward pass counts five products
+HOPPER = {
+    Attention.cudnn: (611.0, 541.0),
+    Attention.flash4: (660.0, 616.0),
+    Attention.flash: (359.0, 321.0),
+}
 RATES = {
     # 143,771 MiB. Linear layers as measured within a step (8192^3 alone: 631 to 797); HBM3e has 4.8
     # TB/s, of which elementwise kernels reach five sixths

@@ -19,10 +19,12 @@ from torch.utils.checkpoint import (
 )
 
 from cosmos_hydra.config import ParallelConfig, Recompute
+from cosmos_hydra.engines.torch import flash4  # noqa: F401 (makes its operator known)
 from cosmos_hydra.engines.torch.offload import Offload
 
 aten = torch.ops.aten
 ATTENTION = {
+    torch.ops.cosmos_hydra.flash4.default,
     aten._scaled_dot_product_cudnn_attention.default,
     aten._scaled_dot_product_flash_attention.default,
     aten._scaled_dot_product_efficient_attention.default,
