@@ -4,7 +4,7 @@ Fake tensors have shapes and no content, so that sizes far beyond this machine c
 """
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +20,7 @@ from cosmos_hydra.engines.torch.attention import set_attention
 from cosmos_hydra.engines.torch.kernels import kernel_of
 from cosmos_hydra.engines.torch.precision import autocast_for
 from cosmos_hydra.engines.torch.recompute import apply_recompute
+from cosmos_hydra.models.fast_autoencoder import Way, speed_up
 from cosmos_hydra.models.transformer import Denoiser, build_transformer
 
 CPU = torch.device("cpu")
@@ -102,7 +103,7 @@ def count_forward_gb(config: Config, precision: Precision, dtype: torch.dtype) -
         return (memory.peak - weights) / 1e9
 
 
-def count_decoding_gb(config: Config, dtype: torch.dtype) -> float:
+def count_decoding_gb(config: Config, dtype: torch.dtype, ways: Collection[Way]) -> float:
     """Return the most alive beside its weights while the released tokenizer decodes a clip."""
     from diffusers import AutoencoderKLCosmos
 
@@ -112,6 +113,7 @@ def count_decoding_gb(config: Config, dtype: torch.dtype) -> float:
             autoencoder = AutoencoderKLCosmos()
         finally:
             torch.set_default_dtype(torch.float32)
+        speed_up(autoencoder, ways)
         memory.peak = memory.live = 0
         shape = latent_shape(config.data, config.model.latent_channels)
         autoencoder.decode(torch.zeros(1, *shape, dtype=dtype)).sample.float()

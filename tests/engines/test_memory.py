@@ -25,6 +25,7 @@ from cosmos_hydra.engines.torch.memory import (
     token_count,
 )
 from cosmos_hydra.engines.torch.step import Outcome, Stepper
+from cosmos_hydra.models.fast_autoencoder import EAGER, Way
 
 BF16, FP32 = Precision.bf16, Precision.fp32
 # few layers, as counting takes time for each; frames, height and width of the clip; batch sizes
@@ -135,7 +136,9 @@ def test_decoding_holds_what_is_estimated(clip: tuple[int, int, int], device_typ
     config = case("num_layers=1 num_heads=1", clip, 1, 1, "generate.guidance=0")
     dtype = torch.bfloat16 if device_type == "cuda" else torch.float32
     estimate = estimate_generation(config, device_type, BF16)
-    expected_gb = count_decoding_gb(config, dtype)
+    # weights that are no real ones cannot change their layout
+    ways = EAGER - {Way.channels_last} if device_type == "cuda" else ()
+    expected_gb = count_decoding_gb(config, dtype, ways)
     assert estimate.activations_gb == pytest.approx(expected_gb, rel=0.12)
 
 
