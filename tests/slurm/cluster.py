@@ -99,17 +99,21 @@ class Cluster:
         return self.slurm("scontrol", "--oneliner", "show", "job", job)
 
     def start_now(self, job: str) -> None:
-        """Start a requeued job at once; Slurm would let it wait for two minutes."""
-        update = ("scontrol", "update", f"JobId={job}", "StartTime=now")
+        """Start a requeued job at once and wait until it runs."""
 
         def has_started() -> bool:
+            self.hurry(job)
             shown = self.shown(job)
-            if "Reason=BeginTime" in shown:  # also when Slurm has set that once more
-                subprocess.run(update, check=False)
             is_on = "JobState=RUNNING" in shown or "JobState=COMPLETED" in shown
             return is_on and "Restarts=0" not in shown
 
         until(has_started)
+
+    def hurry(self, job: str) -> None:
+        """Let a requeued job start now, if it waits: Slurm lets it wait for two minutes."""
+        if "Reason=BeginTime" in self.shown(job):
+            update = ("scontrol", "update", f"JobId={job}", "StartTime=now")
+            subprocess.run(update, check=False)
 
 
 def until(is_so: Callable[[], object], limit_s: float = LIMIT_S) -> None:

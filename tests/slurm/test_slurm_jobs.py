@@ -11,7 +11,7 @@ import pytest
 from cluster import Cluster, until
 from cluster import cluster as cluster
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(540)
 TRAIN = ("do=train", "steps=25", "hydra.launcher.time_min=60")
 
 
@@ -114,21 +114,25 @@ def test_a_preempted_job_saves_is_requeued_and_ends_with_the_same_weights(
 
 
 def test_a_job_at_its_time_limit_saves_and_goes_on(cluster: Cluster, tmp_path: Path) -> None:
-    # Slurm sends the signal up to a minute early
-    typed = ("do=train", "steps=400", "hydra.launcher.time_min=1")
-    running = cluster.start(*typed, "hydra.launcher.signal_lead_s=30", folder=tmp_path)
-    run = tmp_path / "run"
-    until(lambda: (run / "saved.pt").is_file())
+    # Slurm sends the signal up to 30 s before its lead: on a slow machine to ranks not yet in train
+    typed = ("do=train", "steps=4000", "hydra.launcher.time_min=1", "hydra.launcher.max_requeues=9")
+    running = cluster.start(*typed, "hydra.launcher.signal_lead_s=5", folder=tmp_path)
+    log = tmp_path / "run/logs/rank_00.log"
+    until(lambda: cluster.jobs())
     [(job, _)] = cluster.jobs()
-    cluster.start_now(job)
-    until(lambda: "from step" in (run / "logs/rank_00.log").read_text().partition("==")[2])
+
+    def steps(what: str) -> list[str]:
+        cluster.hurry(job)
+        return re.findall(rf"{what} step (\d+)", log.read_text()) if log.is_file() else []
+
+    until(lambda: len(steps("from")) > 1)
     running.ask()
     time.sleep(0.5)
     running.ask()
     running.end()
-    log = (run / "logs/rank_00.log").read_text()
-    saved = re.findall(r"saved step (\d+)", log)[0]
-    assert re.findall(r"from step (\d+)", log) == ["0", saved]
+    begins, saves = steps("from"), steps("saved")
+    assert begins == ["0", *saves][: len(begins)]
+    assert int(saves[0]) > 0
 
 
 def test_requeues_have_a_limit(cluster: Cluster, tmp_path: Path) -> None:
