@@ -64,26 +64,30 @@ def _password(url: str) -> str:
 
 def redact(text: str) -> str:
     """Return a text with every known secret, and what looks like one, as stars."""
-    for value in sorted(secrets(), key=len, reverse=True):
+    return _without(text, secrets())
+
+
+def _without(text: str, known: Iterable[str]) -> str:
+    for value in sorted(known, key=len, reverse=True):
         text = re.sub(re.escape(value), STARS, text, flags=re.IGNORECASE)
     return PASSWORDS.sub(STARS, TOKENS.sub(STARS, text))
 
 
 def leaks(settings: Iterable[str]) -> list[str]:
     """Return a line for every `key=value` that holds a secret; its value is not shown."""
+    known = secrets()
     return [
-        f"{redact(setting.partition('=')[0])} holds {_description(setting)}, which would be "
-        f"stored with the run; give secrets only as environment variables (HF_TOKEN, WANDB_API_KEY)"
+        f"{_without(setting.partition('=')[0], known)} holds {_description(setting, known)}, which "
+        f"would be stored with the run; give secrets only as environment variables (HF_TOKEN, "
+        f"WANDB_API_KEY)"
         for setting in settings
-        if redact(setting) != setting
+        if _without(setting, known) != setting
     ]
 
 
-def _description(text: str) -> str:
-    names = [
-        f"the value of {name}" for value, name in secrets().items() if value.lower() in text.lower()
-    ]
-    return names[0] if names else "what looks like a token or password"
+def _description(text: str, known: dict[str, str]) -> str:
+    found = [name for value, name in known.items() if value.lower() in text.lower()]
+    return f"the value of {found[0]}" if found else "what looks like a token or password"
 
 
 class _Redacted:
