@@ -93,6 +93,8 @@ def _ranges(config: Config) -> Iterator[str]:
         "parallel.recompute_except": config.parallel.recompute_except,
         "optim.warmup_steps": config.optim.warmup_steps,
         "optim.weight_decay": config.optim.weight_decay,
+        "model.objective.given_p_std": config.model.objective.given_p_std,
+        "model.objective.given_sigma": config.model.objective.given_sigma,
         "generate.guidance": config.generate.guidance,
     }
     for key, bound in at_least_0.items():
@@ -164,12 +166,7 @@ def _model(config: Config) -> Iterator[str]:
         yield f"model.head_dim={model.head_dim} is too small or odd; even and at least 24"
     stages = config.stages
     trains = Stage.post_train in stages
-    for stage in (Stage.post_train, Stage.generate):
-        if model.condition_mask and stage in stages:
-            yield (
-                f"model={model.name} is a Video2World model, which stage={stage} does not take "
-                f"yet; use a Text2World model"
-            )
+    yield from _given(config)
     has_weights = model.weights.path or model.weights.from_scratch or config.resume.path
     if trains and not has_weights:
         yield (
@@ -196,6 +193,31 @@ def _model(config: Config) -> Iterator[str]:
             f"model.text_encoder.path=null but the t5 text encoder needs its weights; "
             f"{download_advice(model, model.text_encoder.repo)}set it to the folder of the T5 "
             f"encoder"
+        )
+
+
+def _given(config: Config) -> Iterator[str]:
+    """Look at what a Video2World model is given in training."""
+    model, data = config.model, config.data
+    key = f"model.objective.given_frames={model.objective.given_frames}"
+    if not model.condition_mask:
+        if model.objective.given_frames:
+            yield (
+                f"{key} but model={model.name} is a Text2World model; leave it out, or use a "
+                f"Video2World model"
+            )
+        return
+    if not model.objective.given_frames or min(model.objective.given_frames) < 0:
+        yield f"{key} is wrong; numbers of latent frames, like [0,1,2]"
+        return
+    most, latent_frames = (
+        max(model.objective.given_frames),
+        1 + (data.frames - 1) // TEMPORAL_FACTOR,
+    )
+    if Stage.post_train in config.stages and most >= latent_frames:
+        yield (
+            f"{key} leaves nothing to learn of data.frames={data.frames}, {latent_frames} latent "
+            f"frames; use data.frames={1 + most * TEMPORAL_FACTOR} or more, or smaller numbers"
         )
 
 

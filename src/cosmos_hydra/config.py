@@ -219,6 +219,16 @@ class ObjectiveConfig:
     p_std: float = 1.0
     # share of training samples whose text is replaced by zeros, in [0, 1)
     text_dropout: float = 0.2
+    # Video2World: numbers of latent frames that may be given, one of which is drawn for each sample
+    # of a step; 0 = none, 1 = the first frame of the clip, 2 = the first 9, then 8 more each;
+    # [] = Text2World
+    given_frames: list[int] = field(default_factory=list)
+    # mean of ln(sigma) of the noise on given frames in training
+    given_p_mean: float = -3.0
+    # standard deviation of ln(sigma) of the noise on given frames in training
+    given_p_std: float = 2.0
+    # sigma of the noise on given frames in validation, previews and generation
+    given_sigma: float = 0.001
 
 
 @dataclass
@@ -241,7 +251,7 @@ class ModelConfig:
     text_dim: int = 1024
     # channels of the tokenizer's latent
     latent_channels: int = 16
-    # true = one more input channel, which marks given frames (Video2World)
+    # true = one more input channel, which marks given frames (Video2World); see given_frames
     condition_mask: bool = False
     # largest latent, [frames, height, width]
     max_size: list[int] = field(default_factory=lambda: [128, 240, 240])
@@ -448,6 +458,11 @@ class GenerateConfig:
     prompt: str | None = None
     # text file with one prompt a line, in place of generate.prompt
     prompt_file: str | None = None
+    # Video2World: a picture, or a video whose last frames are given; null = nothing is given
+    input: str | None = None
+    # frames of generate.input that are given: 1, 9, 17, ...; null = 1 of a picture, and of a video
+    # as many as the model was trained with
+    input_frames: int | None = None
     # what guidance steers away from; null = no text
     negative_prompt: str | None = None
     # seed of the first video of a prompt, the next ones count up

@@ -33,6 +33,7 @@ PATH_KEYS = {
     "data.path",
     "data.source",
     "export.path",
+    "generate.input",
     "generate.out",
     "generate.prompt_file",
     "model.text_encoder.path",

@@ -130,11 +130,45 @@ def test_a_value_that_does_not_fit_is_refused_with_what_would(override: str, mes
     assert check(changed(override)) == [message]
 
 
-def test_a_video2world_model_is_neither_trained_nor_sampled() -> None:
+@pytest.mark.parametrize(
+    ("model", "typed", "message"),
+    [
+        (
+            "tiny_video2world",
+            "data.frames=9 model.objective.given_frames=[0,2]",
+            (
+                "[0, 2] leaves nothing to learn of data.frames=9, 2 latent frames; "
+                "use data.frames=17 or more, or smaller numbers"
+            ),
+        ),
+        (
+            "tiny_video2world",
+            "model.objective.given_frames=[]",
+            "[] is wrong; numbers of latent frames, like [0,1,2]",
+        ),
+        (
+            "7b_video2world",
+            "resume.path=/w model.objective.given_frames=[-1,1]",
+            "[-1, 1] is wrong; numbers of latent frames, like [0,1,2]",
+        ),
+        (
+            "tiny",
+            "model.objective.given_frames=[1]",
+            "[1] but model=tiny is a Text2World model; leave it out, or use a Video2World model",
+        ),
+    ],
+)
+def test_what_a_video2world_model_is_given_leaves_something_to_learn(
+    model: str, typed: str, message: str
+) -> None:
+    config = changed(*typed.split(), stage="post_train", model=model)
+    assert check(config) == [f"model.objective.given_frames={message}"]
+
+
+def test_video2world_models_are_trained_and_sampled() -> None:
     for stage in ("post_train", "generate"):
         config = changed("checkpoint=/w", "resume.path=/w", stage=stage, model="7b_video2world")
-        message = f"is a Video2World model, which stage={stage} does not take yet; use a Text2World"
-        assert check(config) == [f"model=7b_video2world {message} model"]
+        assert check(config) == []
 
 
 def test_a_released_size_is_not_trained_from_random_weights() -> None:

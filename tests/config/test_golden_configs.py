@@ -11,12 +11,19 @@ from cosmos_hydra.config import load
 GOLDEN = Path(__file__).parent / "golden"
 
 
-RECIPES = [f"cosmos_diffusion_{model}_text2world_finetune" for model in ("7b", "14b")]
+RECIPES = [
+    f"cosmos_diffusion_{size}_{task}_finetune"
+    for size in ("7b", "14b")
+    for task in ("text2world", "video2world")
+]
 
 
 @pytest.mark.parametrize(
     "chosen",
-    [*(f"model={m}" for m in ("tiny", "7b", "14b")), *(f"experiment={r}" for r in RECIPES)],
+    [
+        *(f"model={m}" for m in ("tiny", "tiny_video2world", "7b", "14b")),
+        *(f"experiment={r}" for r in RECIPES),
+    ],
 )
 def test_the_composed_config_is_the_reviewed_one(
     command: Command, tmp_path: Path, chosen: str
@@ -44,6 +51,6 @@ def test_the_recipes_are_those_of_nemo(recipe: str) -> None:
     assert (trainer.global_batch_size, trainer.micro_batch_size) == (1, 1)
     assert (parallel.tp, parallel.sequence_parallel, parallel.cp) == (8, True, 1)
     assert parallel.dp_shard == -1
-    assert parallel.recompute.name == ("full" if config.model.name == "14b" else "none")
+    assert parallel.recompute.name == ("full" if recipe.count("14b") else "none")
     assert (config.data.frames, config.data.height, config.data.width) == (121, 704, 1280)
     assert (config.model.weights.path, config.model.weights.from_scratch) == (None, False)

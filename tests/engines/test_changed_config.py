@@ -31,7 +31,9 @@ REFUSED = {
     *("model.tokenizer.kind", "model.text_encoder.kind"),
     *("peft.kind", "peft.rank", "peft.alpha", "peft.targets"),
     *("model.objective.sigma_data", "model.objective.p_mean", "model.objective.p_std"),
-    "model.objective.text_dropout",
+    *("model.objective.text_dropout", "model.objective.given_frames"),
+    *("model.objective.given_p_mean", "model.objective.given_p_std"),
+    "model.objective.given_sigma",
     "engine.name",
     # this run began with random weights
     *("resume.path", "model.weights.path"),

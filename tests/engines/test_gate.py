@@ -155,8 +155,8 @@ FAULTS: dict[str, tuple[Any, str, Any, str]] = {
     "sampling conditions on another sigma_data": (
         gate,
         "conditioned",
-        lambda net, text, pad, fps, guidance, scale, autocast: CONDITIONED(
-            net, text, pad, fps, guidance, 1.0, autocast
+        lambda net, text, pad, fps, guidance, scale, *rest: CONDITIONED(
+            net, text, pad, fps, guidance, 1.0, *rest
         ),
         INPUT.format("noisy latent"),
     ),
@@ -420,3 +420,22 @@ def test_weights_worse_than_the_linear_denoiser_are_named(
     first = rows_of(tmp_path / "next")[0]
     assert first["val_loss"] < first["linear_loss"]
     assert not any("do not know" in message for message in caplog.messages)
+
+
+V2W = ("model.condition_mask=true", "model.objective.given_frames=[1]")
+
+
+def unmarked(x: Any, *others: Any) -> tuple[Any, ...]:
+    return torch.cat([x[:, :16], 0 * x[:, 16:]], dim=1), *others
+
+
+def test_given_frames_are_the_same_on_both_paths_or_it_is_said(
+    small_samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = small_config(small_samples, *V2W).model
+    save_transformer(initialised(model, seed=0), model, tmp_path / "weights")
+    started = starting(small_samples, tmp_path / "weights", tmp_path / "run", *V2W)
+    check(started)
+    monkeypatch.setattr(gate, "conditioned", in_sampling(unmarked))
+    with pytest.raises(StageError, match="give the network another noisy latent"):
+        check(started)

@@ -29,6 +29,9 @@ class Batch:
     fps: float
     sigma_B: torch.Tensor
     noise_BCFHW: torch.Tensor
+    # of a Video2World model: how many latent frames are given, and the sigma of their own noise
+    given_B: torch.Tensor | None = None
+    given_sigma_B: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch on a device."""
@@ -86,7 +89,16 @@ def _stack(items: list[Item]) -> Batch:
         fps=items[0][1].fps,
         sigma_B=torch.stack([noise.sigma for _, _, noise in items]),
         noise_BCFHW=torch.stack([noise.noise_CFHW for _, _, noise in items]),
+        **_given([noise for _, _, noise in items]),
     )
+
+
+def _given(noises: list[Noise]) -> dict[str, torch.Tensor]:
+    counts = [noise.given for noise in noises if noise.given is not None]
+    sigmas = [noise.given_sigma for noise in noises if noise.given_sigma is not None]
+    if not counts:
+        return {}
+    return {"given_B": torch.tensor(counts), "given_sigma_B": torch.stack(sigmas)}
 
 
 class Loader:

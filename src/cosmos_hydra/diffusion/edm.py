@@ -67,27 +67,35 @@ def weighted_error(
     sigma_B: torch.Tensor,
     padding_B1HW: torch.Tensor,
     sigma_data: float,
+    given_B1F11: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return the EDM loss of each sample, [B]: weighted squared error, mean over its elements.
 
-    Elements under the padding mask do not count. With no padding this is the mean over all
-    elements, the unit-weight error of the raw prediction.
+    Elements under the padding mask and in given frames do not count. With neither this is the mean
+    over all elements, the unit-weight error of the raw prediction.
     """
     weight = precondition(sigma_B.float(), sigma_data).weight
     error_BCFHW = weight * (estimate_BCFHW.float() - clean_BCFHW.float()) ** 2
     keep_B1FHW = (1.0 - padding_B1HW.float())[:, :, None]
+    keep_B1FHW = keep_B1FHW.expand(-1, -1, error_BCFHW.shape[2], -1, -1)
+    if given_B1F11 is not None:
+        keep_B1FHW = keep_B1FHW * (1.0 - given_B1F11.float())
     total_B = (error_BCFHW * keep_B1FHW).sum(dim=(1, 2, 3, 4))
-    channels, frames = error_BCFHW.shape[1:3]
-    return total_B / (keep_B1FHW.sum(dim=(1, 2, 3, 4)) * channels * frames)
+    return total_B / (keep_B1FHW.sum(dim=(1, 2, 3, 4)) * error_BCFHW.shape[1])
 
 
 @dataclass(frozen=True)
 class Noise:
-    """What is drawn for one sample at one step: sigma, noise like the latent, keep the text?"""
+    """What is drawn for one sample at one step: sigma, noise like the latent, keep the text?
+
+    And, of a Video2World model, how many frames are given and the sigma of their own noise.
+    """
 
     sigma: torch.Tensor
     noise_CFHW: torch.Tensor
     keeps_text: bool
+    given: int | None = None
+    given_sigma: torch.Tensor | None = None
 
 
 def draw_noise(
@@ -100,7 +108,13 @@ def draw_noise(
     generator = torch_generator(seed, "train", step, sample, copy)
     sigma = torch.exp(objective.p_mean + objective.p_std * torch.randn((), generator=generator))
     keeps_text = bool(torch.rand((), generator=generator) >= objective.text_dropout)
-    return Noise(sigma, torch.randn(shape, generator=generator), keeps_text)
+    noise_CFHW = torch.randn(shape, generator=generator)
+    choices = objective.given_frames
+    if not choices:
+        return Noise(sigma, noise_CFHW, keeps_text)
+    choice = int(torch.randint(len(choices), (), generator=generator))
+    ln_sigma = objective.given_p_mean + objective.given_p_std * torch.randn((), generator=generator)
+    return Noise(sigma, noise_CFHW, keeps_text, choices[choice], ln_sigma.exp())
 
 
 def quantile_sigmas(objective: ObjectiveConfig, count: int) -> torch.Tensor:

@@ -11,10 +11,12 @@ import torch
 
 from cosmos_hydra.config import GenerateConfig, Sampler
 from cosmos_hydra.diffusion.edm import denoise
+from cosmos_hydra.diffusion.given import Given, give
 from cosmos_hydra.diffusion.samplers import DenoiseAt, guide, sample
 from cosmos_hydra.seeds import torch_generator
 
-# as Denoiser.forward: scaled latent, c_noise, text, padding mask, fps
+# as Denoiser.forward: scaled latent (of a Video2World model with the mask of given frames behind
+# it), c_noise, text, padding mask, fps
 RawPrediction = Callable[
     [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tensor
 ]
@@ -32,6 +34,10 @@ class Request:
     steps: int
     guidance: float
     sampler: Sampler
+    # of a Video2World model: the first latent frames of unit deviation, [C, L, H, W]; L may be 0
+    given_CLHW: torch.Tensor | None = None
+    # standard deviation of their own noise
+    given_sigma: float = 0.0
 
 
 def clip_passes(generate: GenerateConfig) -> int:
@@ -58,6 +64,8 @@ def generate_latent(
         negative_TD = request.negative_TD
         texts.append(torch.zeros_like(request.text_TD) if negative_TD is None else negative_TD)
     C, F, H, W = request.shape_CFHW
+    generator = torch_generator("generate", request.seed)
+    noise_1CFHW = torch.randn(1, C, F, H, W, generator=generator).to(device)
     denoise_at = conditioned(
         denoiser,
         torch.stack(texts).to(device),
@@ -66,11 +74,32 @@ def generate_latent(
         request.guidance,
         sigma_data,
         autocast,
+        _given(request, generator, sigma_data, device),
+        request.given_sigma,
     )
-    generator = torch_generator("generate", request.seed)
-    noise_1CFHW = torch.randn(1, C, F, H, W, generator=generator).to(device)
     clean_1CFHW = sample(request.sampler, denoise_at, noise_1CFHW, request.steps, on_step)
     return to_latent(clean_1CFHW, sigma_data)
+
+
+def _given(
+    request: Request, generator: torch.Generator, sigma_data: float, device: torch.device
+) -> Given | None:
+    """Return the given frames in place, with noise that stays the same while sampling."""
+    if request.given_CLHW is None:
+        return None
+    C, F, H, W = request.shape_CFHW
+    count = request.given_CLHW.shape[1]
+    clean_1CFHW = torch.zeros(1, C, F, H, W)
+    clean_1CFHW[0, :, :count] = sigma_data * request.given_CLHW.float().cpu()
+    noise_1CFHW = torch.randn(1, C, F, H, W, generator=generator)
+    sigma_1 = torch.tensor([request.given_sigma])
+    return give(
+        clean_1CFHW.to(device),
+        noise_1CFHW.to(device),
+        torch.tensor([count]),
+        sigma_1.to(device),
+        sigma_data,
+    )
 
 
 def conditioned(
@@ -81,10 +110,14 @@ def conditioned(
     guidance: float,
     sigma_data: float,
     autocast: Callable[[], AbstractContextManager],
+    given: Given | None = None,
+    given_sigma: float = 0.0,
 ) -> DenoiseAt:
     """Return what a sampler calls: the clean estimate of one noisy latent at a sigma.
 
-    `text_BTD` is one text, or two with guidance, the second being what it steers away from.
+    `text_BTD` is one text, or two with guidance, the second being what it steers away from. Both
+    branches have the same given frames; where these have as much noise as the rest, they are
+    denoised with it.
     """
     B = len(text_BTD)
     padding_B1HW = padding_11HW.expand(B, -1, -1, -1)
@@ -96,7 +129,11 @@ def conditioned(
     def denoise_at(noisy_1CFHW: torch.Tensor, sigma: float) -> torch.Tensor:
         noisy_BCFHW = noisy_1CFHW.expand(B, -1, -1, -1, -1)
         sigma_B = torch.full((B,), sigma, dtype=noisy_BCFHW.dtype, device=noisy_BCFHW.device)
-        clean_BCFHW = denoise(network, noisy_BCFHW, sigma_B, sigma_data)
+        if given is None:
+            clean_BCFHW = denoise(network, noisy_BCFHW, sigma_B, sigma_data)
+        else:
+            shown = given if given_sigma < sigma else given.hidden()
+            clean_BCFHW = shown.denoise(network, noisy_BCFHW, sigma_B, sigma_data)
         return guide(clean_BCFHW[:1], clean_BCFHW[1:], guidance) if guidance else clean_BCFHW
 
     return denoise_at

@@ -167,6 +167,9 @@ def _command(config: Config, job: Job, weights: Located, facts: dict[str, Any], 
         value = facts[key]
         if value is not None:
             parts.append(f"generate.{key}={as_typed(value) if isinstance(value, str) else value}")
+    if config.generate.input is not None:
+        parts.append(f"generate.input={config.generate.input}")
+        parts.append(f"generate.input_frames={len(facts['given']['frames'])}")
     parts.append(f"generate.compile={str(facts['compiled']).lower()}")
     parts += [f"engine.device={facts['device']}", f"parallel.precision={facts['precision']}"]
     return shlex.join(parts)

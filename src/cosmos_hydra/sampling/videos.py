@@ -30,6 +30,7 @@ from cosmos_hydra.logs import progress
 from cosmos_hydra.models.text import TextEncoder, load_text_encoder
 from cosmos_hydra.models.tokenizer import Tokenizer, load_tokenizer
 from cosmos_hydra.models.transformer import Denoiser, build_transformer
+from cosmos_hydra.sampling.inputs import Input, encode_input
 from cosmos_hydra.sampling.memorisation import TrainingClips
 from cosmos_hydra.sampling.requests import Video
 from cosmos_hydra.tracking.pictures import contact_sheet, save_picture
@@ -79,16 +80,18 @@ def make_videos(
     out: Path,
     device: torch.device,
     team: Team,
+    given: Input | None = None,
 ) -> list[Path]:
     """Make what is missing and return the paths of all videos; draw a contact sheet of them.
 
+    A Video2World model goes on from what is `given`, or makes all of a clip where nothing is.
     Every rank of the team calls this and makes its share.
     """
     missing = team.decide(lambda: _missing(videos, out))
     if missing:
         texts = team.decide(lambda: _encode(config, missing, device))
         if own := team.share(missing):
-            _sample(config, weights, own, texts, out, device)
+            _sample(config, weights, own, texts, out, device, given)
         team.wait()
     paths = [out / f"{video.stem}.mp4" for video in videos]
     if team.is_first:
@@ -125,6 +128,7 @@ def _sample(
     texts: dict[str, torch.Tensor],
     out: Path,
     device: torch.device,
+    given: Input | None,
 ) -> None:
     precision = config.parallel.precision
     autocast = autocast_for(precision, device)
@@ -134,6 +138,10 @@ def _sample(
     tokenizer = load_tokenizer(config.model, weights.tokenizer, device)
     training_clips = TrainingClips(trained, tokenizer, device) if trained else None
     shape = latent_shape(config.data, config.model.latent_channels)
+    given_CLHW = None
+    if config.model.condition_mask:
+        C, _, H, W = shape
+        given_CLHW = encode_input(given, config, tokenizer) if given else torch.zeros(C, 0, H, W)
     negative = config.generate.negative_prompt
     with progress("generate", len(videos) * config.generate.steps, "steps") as bar:
         for video in videos:
@@ -146,6 +154,8 @@ def _sample(
                 steps=config.generate.steps,
                 guidance=config.generate.guidance,
                 sampler=config.generate.sampler,
+                given_CLHW=given_CLHW,
+                given_sigma=config.model.objective.given_sigma,
             )
             sigma_data = config.model.objective.sigma_data
             latent_CFHW = generate_latent(

@@ -15,6 +15,7 @@ from cosmos_hydra.engines.torch.fit import check_memory
 from cosmos_hydra.engines.torch.team import gather_team
 from cosmos_hydra.errors import ConfigError
 from cosmos_hydra.job import Job, command_line
+from cosmos_hydra.sampling.inputs import Input, find_input
 from cosmos_hydra.sampling.requests import Video, adopt, collect_prompts, plan_videos
 from cosmos_hydra.sampling.videos import common_facts, make_videos
 from cosmos_hydra.tracking import metrics
@@ -33,6 +34,8 @@ class Plan:
     config: Config
     weights: Located
     videos: list[Video]
+    # what a Video2World model goes on from
+    given: Input | None
     out: Path
     # the run that can be generated from
     run: Path
@@ -44,7 +47,9 @@ def run(config: Config, job: Job) -> list[Path]:
     team = gather_team(device)
     with ExitStack() as stack:
         plan = team.decide(lambda: _plan(config, job, device, stack))
-        paths = make_videos(plan.config, plan.weights, plan.videos, plan.out, device, team)
+        paths = make_videos(
+            plan.config, plan.weights, plan.videos, plan.out, device, team, plan.given
+        )
     if team.is_first:
         _conclude(plan, job, paths)
     return paths
@@ -63,7 +68,10 @@ def _plan(config: Config, job: Job, device: torch.device, stack: ExitStack) -> P
     check_memory(config, device, Stage.generate, can_change_clip=weights.checkpoint is None)
     videos_below = job.directory if is_own_folder else job.directory / "videos"
     out = Path(config.generate.out or videos_below).expanduser()
+    given = find_input(config)
     common = common_facts(config, weights, device)
+    if given:
+        common["given"] = given.facts(config)
     videos = plan_videos(config, job, prompts, weights, common, out)
     data, count = config.data, len(videos)
     logger.info(
@@ -72,12 +80,16 @@ def _plan(config: Config, job: Job, device: torch.device, stack: ExitStack) -> P
         f"{data.frames} frames at {data.height}x{data.width}, {config.generate.steps} steps each, "
         f"into {out}"
     )
+    if given:
+        logger.info(f"given: {given}")
+    elif config.model.condition_mask:
+        logger.info("given: nothing but text; generate.input= takes a picture or a video")
     if is_own_folder:
         job.begin()
     if out.resolve() != job.directory.resolve():  # which is ours already
         stack.enter_context(claim(out / files.LOCK, str(out)))
     files.remove_leftovers(out)
-    return Plan(config, weights, videos, out, run)
+    return Plan(config, weights, videos, given, out, run)
 
 
 def _conclude(plan: Plan, job: Job, paths: list[Path]) -> None:

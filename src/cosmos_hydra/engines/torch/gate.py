@@ -19,7 +19,7 @@ from cosmos_hydra.diffusion.edm import precondition
 from cosmos_hydra.diffusion.generation import RawPrediction, conditioned, to_latent
 from cosmos_hydra.engines.torch.precision import effective_precision
 from cosmos_hydra.engines.torch.shard import eager
-from cosmos_hydra.engines.torch.step import Stepper
+from cosmos_hydra.engines.torch.step import Stepper, given_of
 from cosmos_hydra.errors import StageError
 from cosmos_hydra.models.transformer import Denoiser, evaluating
 
@@ -53,7 +53,7 @@ def check_paths(stepper: Stepper, loader: Loader, given: str) -> None:
 
     def note(*inputs: Any) -> torch.Tensor:
         given_in_sampling.append(inputs)
-        return torch.zeros_like(inputs[0])
+        return torch.zeros_like(inputs[0][:, : clip.latent_BCFHW.shape[1]])
 
     without_CFHW = _sample(note, clip, stepper)  # what both have without a prediction
     for name, one, other in zip(INPUTS, given_in_training[0], given_in_sampling[0], strict=True):
@@ -107,7 +107,8 @@ def _first(value: Any) -> Any:
 def _sample(network: RawPrediction, clip: Batch, stepper: Stepper) -> torch.Tensor:
     """Return the latent that a sampler would end with at this clip's noise, [C, F, H, W]."""
     sigma, sigma_data = float(clip.sigma_B), stepper.config.model.objective.sigma_data
-    noisy_1CFHW = sigma_data * clip.latent_BCFHW.double() + sigma * clip.noise_BCFHW.double()
+    clean_1CFHW = sigma_data * clip.latent_BCFHW.double()
+    noisy_1CFHW = clean_1CFHW + sigma * clip.noise_BCFHW.double()
     denoise_at = conditioned(
         network,
         clip.text_BTD,
@@ -116,6 +117,7 @@ def _sample(network: RawPrediction, clip: Batch, stepper: Stepper) -> torch.Tens
         0.0,
         sigma_data,
         stepper.autocast,
+        given_of(clip, clean_1CFHW, sigma_data),
     )
     return to_latent(denoise_at(noisy_1CFHW, sigma), sigma_data)
 

@@ -119,6 +119,10 @@ class Looks:
         logger.info(
             f"step {step}: validation loss {row['val_loss']:.4f} "
             f"(gaussian {row['gaussian_loss']:.4f}, linear {row['linear_loss']:.4f})"
+            + "".join(
+                f", {row[f'val_loss_given_{frames}']:.4f} with {frames} latent frames given"
+                for frames in self.config.model.objective.given_frames
+            )
         )
         if self.given is not None and step == 0 and row["val_loss"] > row["linear_loss"]:
             logger.warning(

@@ -80,6 +80,8 @@ class Previews:
                 steps=self.config.trainer.preview_steps,
                 guidance=generate.guidance,
                 sampler=generate.sampler,
+                given_CLHW=sample.latent_CFHW[:, :1] if objective.given_frames else None,
+                given_sigma=objective.given_sigma,
             )
             latents.append(
                 generate_latent(

@@ -11,6 +11,7 @@ import torch
 from cosmos_hydra.config import Config
 from cosmos_hydra.data.loader import Batch
 from cosmos_hydra.diffusion.edm import add_noise, denoise, weighted_error
+from cosmos_hydra.diffusion.given import Given, give
 from cosmos_hydra.engines.torch.gradients import clip, partial_over_tp, sum_over_tp
 from cosmos_hydra.engines.torch.mesh import Ranks
 from cosmos_hydra.engines.torch.optimizer import learning_rate
@@ -97,12 +98,28 @@ def estimate(
         with autocast():
             return denoiser(latent_BCFHW, c_noise_B, batch.text_BTD, batch.padding_B1HW, batch.fps)
 
-    return clean_BCFHW, denoise(network, noisy_BCFHW, batch.sigma_B, sigma_data)
+    given = given_of(batch, clean_BCFHW, sigma_data)
+    if given is None:
+        return clean_BCFHW, denoise(network, noisy_BCFHW, batch.sigma_B, sigma_data)
+    return clean_BCFHW, given.denoise(network, noisy_BCFHW, batch.sigma_B, sigma_data)
+
+
+def given_of(batch: Batch, clean_BCFHW: torch.Tensor, sigma_data: float) -> Given | None:
+    """Return the given frames of a batch, with its noise; None for a Text2World model."""
+    if batch.given_B is None or batch.given_sigma_B is None:
+        return None
+    return give(clean_BCFHW, batch.noise_BCFHW, batch.given_B, batch.given_sigma_B, sigma_data)
 
 
 def losses(denoiser: Denoiser, batch: Batch, sigma_data: float, autocast: Autocast) -> torch.Tensor:
     """Return the training loss of each sample of a batch, [B]."""
     clean_BCFHW, estimate_BCFHW = estimate(denoiser, batch, sigma_data, autocast)
+    given = given_of(batch, clean_BCFHW, sigma_data)
     return weighted_error(
-        estimate_BCFHW, clean_BCFHW, batch.sigma_B, batch.padding_B1HW, sigma_data
+        estimate_BCFHW,
+        clean_BCFHW,
+        batch.sigma_B,
+        batch.padding_B1HW,
+        sigma_data,
+        given.mask_B1F11 if given else None,
     )

@@ -15,6 +15,7 @@ from cosmos_hydra.data.clips import HELD_OUT, TRAIN
 from cosmos_hydra.data.store import Sample, SampleStore
 from cosmos_hydra.diffusion.baselines import Baselines, fit_baselines
 from cosmos_hydra.diffusion.edm import add_noise, denoise, quantile_sigmas, weighted_error
+from cosmos_hydra.diffusion.given import Given, give
 from cosmos_hydra.engines.torch.mesh import Ranks
 from cosmos_hydra.engines.torch.precision import Autocast
 from cosmos_hydra.models.transformer import Denoiser
@@ -29,24 +30,33 @@ class _Case:
     clean_1CFHW: torch.Tensor
     noisy_BCFHW: torch.Tensor
     padding_B1HW: torch.Tensor
+    given: Given | None
 
 
 class Validation:
     """Fixed cases, and the closed-form baselines on exactly those."""
 
     def __init__(self, config: Config, store: SampleStore) -> None:
-        self.sigma_data = config.model.objective.sigma_data
+        self.objective = config.model.objective
+        self.sigma_data = self.objective.sigma_data
         self.micro_batch_size = config.trainer.micro_batch_size
         self.sigma_B = quantile_sigmas(config.model.objective, config.trainer.validation_sigmas)
         self.is_held_out = bool(store.splits[HELD_OUT])
         ids = list(store.splits[HELD_OUT] or store.splits[TRAIN])
-        count = min(config.trainer.validation_samples, len(ids))
+        given = self.objective.given_frames
+        # of a Video2World model every sample is a case for each number of given frames
+        wanted = max(1, config.trainer.validation_samples // max(1, len(given)))
+        count = min(wanted, len(ids))
         # a fixed choice over all held-out videos, not the first video's clips
         chosen = numpy_generator(config.seed, "validation").permutation(len(ids))[:count]
-        self.cases = [self._case(store.load(ids[i]), config.seed) for i in sorted(chosen)]
+        choices: list[int | None] = [*given] or [None]
+        samples = [store.load(ids[i]) for i in sorted(chosen)]
+        self.cases = [
+            self._case(sample, config.seed, frames) for sample in samples for frames in choices
+        ]
         self.baseline_rows = self._baselines(store)
 
-    def _case(self, sample: Sample, seed: int) -> _Case:
+    def _case(self, sample: Sample, seed: int, given_frames: int | None) -> _Case:
         generator = torch_generator(seed, "validation", sample.id)
         count = len(self.sigma_B)
         noise_BCFHW = torch.randn(count, *sample.latent_CFHW.shape, generator=generator)
@@ -55,7 +65,16 @@ class Validation:
             latent_1CFHW, self.sigma_B, noise_BCFHW, self.sigma_data
         )
         padding_B1HW = sample.padding_1HW[None].expand(count, -1, -1, -1)
-        return _Case(sample, clean_1CFHW, noisy_BCFHW, padding_B1HW)
+        given = None
+        if given_frames is not None:
+            given = give(
+                clean_1CFHW,
+                noise_BCFHW[:1],
+                torch.tensor([given_frames]),
+                torch.tensor([self.objective.given_sigma]),
+                self.sigma_data,
+            )
+        return _Case(sample, clean_1CFHW, noisy_BCFHW, padding_B1HW, given)
 
     def _baselines(self, store: SampleStore) -> dict[str, torch.Tensor]:
         shape = self.cases[0].sample.latent_CFHW.shape
@@ -75,7 +94,12 @@ class Validation:
 
     def _errors(self, case: _Case, estimate_BCFHW: torch.Tensor) -> torch.Tensor:
         return weighted_error(
-            estimate_BCFHW, case.clean_1CFHW, self.sigma_B, case.padding_B1HW, self.sigma_data
+            estimate_BCFHW,
+            case.clean_1CFHW,
+            self.sigma_B,
+            case.padding_B1HW,
+            self.sigma_data,
+            case.given.mask_B1F11 if case.given else None,
         )
 
     @torch.no_grad()
@@ -99,11 +123,15 @@ class Validation:
                 estimates.append(self._estimate(denoiser, case, rows, ranks.device, autocast))
             if number < len(self.cases):
                 errors[number] = self._errors(case, torch.cat(estimates))
-        losses_B = ranks.sum_over_dp(errors).mean(0)
+        errors = ranks.sum_over_dp(errors)
+        losses_B = errors.mean(0)
         row: dict[str, Any] = {
             "val_loss": losses_B.mean().item(),
             **{f"{name}_loss": b.mean().item() for name, b in self.baseline_rows.items()},
         }
+        given = self.objective.given_frames
+        for index, frames in enumerate(given):
+            row[f"val_loss_given_{frames}"] = errors[index :: len(given)].mean().item()
         for index, sigma in enumerate(self.sigma_B.tolist()):
             row[f"val_loss_sigma_{sigma:.3g}"] = losses_B[index].item()
             for name, baseline_B in self.baseline_rows.items():
@@ -135,4 +163,7 @@ class Validation:
                 return denoiser(latent_BCFHW, c_noise_B, text_BTD, padding_B1HW, case.sample.fps)
 
         noisy_BCFHW = case.noisy_BCFHW[rows].to(device)
-        return denoise(network, noisy_BCFHW, sigma_B, self.sigma_data).cpu()
+        if case.given is None:
+            return denoise(network, noisy_BCFHW, sigma_B, self.sigma_data).cpu()
+        given = case.given.to(device)
+        return given.denoise(network, noisy_BCFHW, sigma_B, self.sigma_data).cpu()
