@@ -197,8 +197,10 @@ def _model(config: Config) -> Iterator[str]:
 
 
 def _given(config: Config) -> Iterator[str]:
-    """Look at what a Video2World model is given in training."""
+    """Look at what a Video2World model is given."""
     model, data = config.model, config.data
+    if not {Stage.post_train, Stage.generate} & set(config.stages):
+        return
     key = f"model.objective.given_frames={model.objective.given_frames}"
     if not model.condition_mask:
         if model.objective.given_frames:

@@ -13,8 +13,8 @@ STAGES = (
 # what is typed, and the line after `cosmos-hydra: `
 MISTAKES = {
     ("model=8b",): (
-        "model=8b does not exist; options: 14b, 14b_video2world, 7b, 7b_video2world, tiny; "
-        "did you mean 7b?"
+        "model=8b does not exist; options: 14b, 14b_video2world, 7b, 7b_video2world, tiny, "
+        "tiny_video2world; did you mean 7b?"
     ),
     ("data=foldr",): (
         "data=foldr does not exist; options: bridge, folder, lerobot, robot, synthetic; "
@@ -23,7 +23,8 @@ MISTAKES = {
     ("engine=jax",): "engine=jax does not exist; options: nemo, torch",
     ("experiment=quickstrt",): (
         "experiment=quickstrt does not exist; options: cosmos_diffusion_14b_text2world_finetune, "
-        "cosmos_diffusion_7b_text2world_finetune, quickstart; did you mean quickstart?"
+        "cosmos_diffusion_14b_video2world_finetune, cosmos_diffusion_7b_text2world_finetune, "
+        "cosmos_diffusion_7b_video2world_finetune, quickstart; did you mean quickstart?"
     ),
     ("modl=7b",): "modl=7b is not a config key; did you mean model?",
     ("optimizer=adamw",): "optimizer=adamw is not a config key; did you mean optim?",

@@ -93,7 +93,7 @@ def other(value: Any) -> Any:
     if isinstance(value, (int, float)):
         return value + 1
     if isinstance(value, list):
-        return [other(part) for part in value]
+        return [other(part) for part in value] or [1]
     return f"{value or ''}-other"
 
 
@@ -126,9 +126,9 @@ def test_every_key_has_one_label_and_every_label_a_key() -> None:
     counts = [label(key) for key in known]
     assert set(known) >= REFUSED | LOGGED | UNUSED_TOO
     assert {kind: counts.count(kind) for kind in set(counts)} == {
-        "refused": 30,
+        "refused": 34,
         "logged": 45,
-        "unused": len(known) - 75,
+        "unused": len(known) - 79,
     }
 
 

@@ -104,6 +104,22 @@ def test_a_run_cut_on_one_mesh_goes_on_on_another_with_the_torch_engines_numbers
     assert_taken_up(first, small_samples, tmp_path / "other", TOLERANCE)
 
 
+def test_a_video2world_run_has_the_torch_engines_numbers(
+    small_samples: Path, tmp_path: Path
+) -> None:
+    given = ("model.condition_mask=true", "model.objective.given_frames=[0,1]")
+    model = small_config(small_samples, *SIZES, *given).model
+    transformer = initialised(model, seed=0)
+    add_noise(transformer)
+    save_transformer(transformer, model, tmp_path / "weights")
+    begin = (f"resume.path={tmp_path / 'weights'}", "trainer.max_steps=2", "optim.warmup_steps=1")
+    typed = (*SIZES, *STEPS, *given, *begin)
+    train(small_config(small_samples, *typed), tmp_path / "torch")
+    (tmp_path / "nemo").mkdir()
+    rehearse(1, small_samples, typed, tmp_path / "nemo")
+    assert_same_numbers(tmp_path / "nemo", tmp_path / "torch", TOLERANCE)
+
+
 def test_in_bfloat16_the_numbers_are_near_and_the_checkpoint_serves_the_other_stages(
     small_samples: Path, started: tuple[str, ...], wanted: Path, tmp_path: Path
 ) -> None:

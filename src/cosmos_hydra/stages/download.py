@@ -97,10 +97,12 @@ def _next(model: ModelConfig, places: dict[str, Path]) -> str:
             "stage=preprocess", named, "data=robot", f"data.source={places[VIDEOS]}"
         )
     weights = model_parts(model).get("weights")
-    if weights is None or model.condition_mask:
+    if weights is None:
         return ""
+    given = ("generate.input=first.png",) if model.condition_mask else ()
     return command_line(
         *("stage=generate", f"model={model.name}", f"checkpoint={places[weights.name]}"),
         *RELEASED_CLIP,
+        *given,
         "generate.prompt=What to show",
     )
