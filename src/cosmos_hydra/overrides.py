@@ -194,7 +194,10 @@ def _unknown_key(error: ConfigAttributeError | ConfigKeyError, arguments: list[s
     key = error.full_key or str(error.key)
     argument = next((argument for argument in arguments if _names(argument, key)), key)
     shown = argument.lstrip("+")
-    known = [*groups(), *known_keys(), *_launcher_keys()]
+    owners = [f"launch={name}" for name, keys in _launcher_keys().items() if key in keys]
+    if owners:
+        return f"{shown} is for {' or '.join(owners)}; leave it out, or choose that"
+    known = [*groups(), *known_keys(), *sorted(set().union(*_launcher_keys().values()))]
     return f"{shown} is not a config key{_hint(shown.partition('=')[0], known)}"
 
 
@@ -233,9 +236,15 @@ def groups() -> list[str]:
     return sorted({file.parent.name for file in conf_folder().glob("*/*.yaml")})
 
 
-def _launcher_keys() -> list[str]:
-    launchers = ConfigStore.instance().repo.get("hydra", {}).get("launcher", {}).values()
-    return sorted({f"hydra.launcher.{key}" for launcher in launchers for key in launcher.node})
+def _launcher_keys() -> dict[str, set[str]]:
+    """Return the keys of each launcher of ours, by its option of the group `launch`."""
+    launchers = ConfigStore.instance().repo.get("hydra", {}).get("launcher", {})
+    prefix, suffix = "cosmos_", ".yaml"
+    return {
+        name.removeprefix(prefix).removesuffix(suffix): {f"hydra.launcher.{k}" for k in found.node}
+        for name, found in launchers.items()
+        if name.startswith(prefix)
+    }
 
 
 def known_keys() -> list[str]:

@@ -31,6 +31,13 @@ MISTAKES = {
     ("experimnt=quickstart",): (
         "experimnt=quickstart is not a config key; did you mean experiment?"
     ),
+    ("launch=torchrun", "hydra.launcher.gpus_per_node=0"): (
+        "hydra.launcher.gpus_per_node=0 is for launch=slurm; leave it out, or choose that"
+    ),
+    ("hydra.launcher.nproc_per_node=2",): (
+        "hydra.launcher.nproc_per_node=2 is for launch=torchrun or launch=slurm; leave it out, or "
+        "choose that"
+    ),
     ("launch=torchrun", "hydra.launcher.nproc_per_nod=2"): (
         "hydra.launcher.nproc_per_nod=2 is not a config key; "
         "did you mean hydra.launcher.nproc_per_node?"

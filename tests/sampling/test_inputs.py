@@ -100,14 +100,14 @@ def test_the_last_frames_of_a_video_are_given_at_the_rate_of_the_clip(
     assert find_input(one).frame_indices == (19,)  # type: ignore[union-attr]
 
 
-def test_validation_tells_the_numbers_of_given_frames_apart(
+def test_validation_says_what_given_frames_tell_on_the_same_frames(
     trained: Path, small_samples: Path
 ) -> None:
     rows = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
-    row = [row for row in rows if "val_loss" in row][-1]
-    mean = (row["val_loss_given_0"] + row["val_loss_given_1"]) / 2
-    assert row["val_loss"] == pytest.approx(mean, rel=1e-5)
-    assert row["val_loss_given_0"] != row["val_loss_given_1"]
+    first, *_, last = [row for row in rows if "val_loss" in row]
+    # at first the network predicts nothing, whatever it is given
+    assert first["val_loss_given_0"] == first["val_loss_given_1"]
+    assert last["val_loss_given_0"] != last["val_loss_given_1"]
 
 
 ERRORS = {

@@ -120,7 +120,7 @@ class Looks:
             f"step {step}: validation loss {row['val_loss']:.4f} "
             f"(gaussian {row['gaussian_loss']:.4f}, linear {row['linear_loss']:.4f})"
             + "".join(
-                f", {row[f'val_loss_given_{frames}']:.4f} with {frames} latent frames given"
+                f", {row[f'val_loss_given_{frames}']:.4f} with {frames} given"
                 for frames in self.config.model.objective.given_frames
             )
         )

@@ -93,13 +93,18 @@ class Validation:
         return rows
 
     def _errors(self, case: _Case, estimate_BCFHW: torch.Tensor) -> torch.Tensor:
+        return self._errors_but(case, estimate_BCFHW, case.given)
+
+    def _errors_but(
+        self, case: _Case, estimate_BCFHW: torch.Tensor, left_out: Given | None
+    ) -> torch.Tensor:
         return weighted_error(
             estimate_BCFHW,
             case.clean_1CFHW,
             self.sigma_B,
             case.padding_B1HW,
             self.sigma_data,
-            case.given.mask_B1F11 if case.given else None,
+            left_out.mask_B1F11 if left_out else None,
         )
 
     @torch.no_grad()
@@ -114,7 +119,10 @@ class Validation:
 
         Data-parallel ranks share the cases; each rank returns the same row.
         """
-        errors = torch.zeros(len(self.cases), len(self.sigma_B))
+        # over all frames that are not given, and over those that no case is given
+        errors, rest = torch.zeros(2, len(self.cases), len(self.sigma_B))
+        given = self.objective.given_frames
+        most = given.index(max(given)) if given else 0
         for number, case in self._own_cases(ranks):
             estimates = []
             for part in range(0, len(self.sigma_B), self.micro_batch_size):
@@ -123,15 +131,17 @@ class Validation:
                 estimates.append(self._estimate(denoiser, case, rows, ranks.device, autocast))
             if number < len(self.cases):
                 errors[number] = self._errors(case, torch.cat(estimates))
-        errors = ranks.sum_over_dp(errors)
-        losses_B = errors.mean(0)
+                # of the same sample
+                fullest = self.cases[number - number % max(1, len(given)) + most].given
+                rest[number] = self._errors_but(case, torch.cat(estimates), fullest)
+        losses_B = ranks.sum_over_dp(errors).mean(0)
+        rest = ranks.sum_over_dp(rest)
         row: dict[str, Any] = {
             "val_loss": losses_B.mean().item(),
             **{f"{name}_loss": b.mean().item() for name, b in self.baseline_rows.items()},
         }
-        given = self.objective.given_frames
         for index, frames in enumerate(given):
-            row[f"val_loss_given_{frames}"] = errors[index :: len(given)].mean().item()
+            row[f"val_loss_given_{frames}"] = rest[index :: len(given)].mean().item()
         for index, sigma in enumerate(self.sigma_B.tolist()):
             row[f"val_loss_sigma_{sigma:.3g}"] = losses_B[index].item()
             for name, baseline_B in self.baseline_rows.items():
