@@ -126,7 +126,8 @@ ERRORS = {
 
 def test_what_cannot_be_given_is_one_line(command: Command, trained: Path, tmp_path: Path) -> None:
     for name in ("text.png", "text.mp4"):
-        (tmp_path / name).write_text("no picture")
+        # Pillow would start Ghostscript to show this
+        (tmp_path / name).write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
     numbered(tmp_path / "short.mp4", 5, FPS)
     for typed, message in ERRORS.items():
         asked = ("stage=generate", f"checkpoint={trained}", "generate.prompt=a robot")
@@ -147,6 +148,10 @@ def test_too_short_a_video_and_a_model_that_needs_one_are_one_line(tmp_path: Pat
         ("given_frames=[2]", f"input={video}", "input_frames=null"): (
             f"generate.input={video} has 5 frames at {FPS:g} fps, but model=toy_v2w is given 9 or "
             f"more"
+        ),
+        ("given_frames=[3]", f"input={video}", "input_frames=null"): (
+            f"generate.input={video} leaves nothing to make of data.frames=17 for model=toy_v2w "
+            f"(given_frames=[3]); use a longer clip, or leave it out"
         ),
         ("given_frames=[1,2]", "input=null", "input_frames=null"): (
             "generate.input=null but model=toy_v2w was trained with given_frames=[1, 2]; set it to "

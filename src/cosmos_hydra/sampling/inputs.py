@@ -20,6 +20,7 @@ from cosmos_hydra.errors import ConfigError
 from cosmos_hydra.models.tokenizer import Tokenizer
 
 PICTURES = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}
+FORMATS = ("BMP", "JPEG", "PNG", "WEBP")  # of others, some start programs
 PER_LATENT = 8  # frames of a latent frame after the first
 
 
@@ -128,7 +129,14 @@ def _fit(config: Config) -> Fit:
 def _frames(config: Config, path: Path, available: int) -> int:
     """Return how many frames are given. Raises: ConfigError."""
     trained = config.model.objective.given_frames
-    legal = [1 + PER_LATENT * (number - 1) for number in trained if number > 0]
+    counts = [1 + PER_LATENT * (number - 1) for number in trained if number > 0]
+    legal = [count for count in counts if count < config.data.frames]
+    if not legal:
+        raise ConfigError(
+            f"generate.input={path} leaves nothing to make of data.frames={config.data.frames} "
+            f"for model={config.model.name} (given_frames={trained}); use a longer clip, or leave "
+            f"it out"
+        )
     fitting = [count for count in legal if count <= available]
     wanted = config.generate.input_frames
     if wanted is None:
@@ -161,7 +169,7 @@ def _last_frames(info: VideoInfo, count: int, fps: float) -> tuple[int, ...]:
 def _open_picture(path: Path) -> torch.Tensor:
     """Return a picture as shown, uint8 [1, H, W, 3]. Raises: ConfigError."""
     try:
-        with Image.open(path) as picture:
+        with Image.open(path, formats=FORMATS) as picture:
             upright = ImageOps.exif_transpose(picture).convert("RGB")
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError) as error:
         raise ConfigError(f"generate.input={path} cannot be read ({error})") from error
