@@ -130,7 +130,7 @@ def test_a_step_whose_rows_are_not_all_written_is_done_again(call: int, tmp_path
 
 def unmount(folder: Path) -> None:
     """Unmount a disk; decoder processes hold it until they see that their parent is gone."""
-    until_s = time.monotonic() + 10
+    until_s = time.monotonic() + 60
     while subprocess.run(["umount", str(folder)], capture_output=True).returncode:
         assert time.monotonic() < until_s, f"somebody holds {folder}"
         time.sleep(0.1)

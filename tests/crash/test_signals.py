@@ -126,7 +126,7 @@ def stop_at_start_up(later_s: float, number: int, cwd: Path) -> None:
     process, _ = started(cwd)
     time.sleep(later_s)
     process.send_signal(number)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=120)
     name = signal.Signals(number).name
     assert stderr == f"cosmos-hydra: stopped by {name}; the same command goes on from here\n"
     assert process.returncode == 75
@@ -145,7 +145,7 @@ def test_a_signal_while_torch_is_imported_is_one_line(tmp_path: Path) -> None:
     while "libtorch_cpu" not in maps.read_text():
         time.sleep(0.001)
     process.send_signal(TERM)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=120)
     assert stderr == "cosmos-hydra: stopped by SIGTERM; the same command goes on from here\n"
     assert process.returncode == 75
 

@@ -24,7 +24,7 @@ def start(rank: int, folder: Path) -> "subprocess.Popen[str]":
 
 def test_a_config_error_is_said_once_and_not_cut_off(tmp_path: Path) -> None:
     other, first = start(1, tmp_path), start(0, tmp_path)
-    assert first.communicate(timeout=60) == (
+    assert first.communicate(timeout=120) == (
         "",
         "cosmos-hydra: trainer.max_steps=0 is too small; at least 1\n",
     )
@@ -33,5 +33,5 @@ def test_a_config_error_is_said_once_and_not_cut_off(tmp_path: Path) -> None:
     with pytest.raises(subprocess.TimeoutExpired):
         other.wait(2)
     other.terminate()
-    assert other.communicate(timeout=60) == ("", "")
+    assert other.communicate(timeout=120) == ("", "")
     assert other.returncode == -signal.SIGTERM

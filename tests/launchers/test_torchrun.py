@@ -120,7 +120,7 @@ def test_a_signal_saves_on_all_ranks_and_leaves_no_process(
         assert process.poll() is None
         time.sleep(0.1)
     process.send_signal(number)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=120)
     assert process.returncode == code
     assert said in stderr
     assert len(stderr.splitlines()) == 1
