@@ -45,9 +45,11 @@ class Input:
         }
 
     def __str__(self) -> str:
-        if len(self.frame_indices) == 1 and is_picture(self.path):
+        if is_picture(self.path):
             return str(self.path)
         first, last = self.frame_indices[0], self.frame_indices[-1]
+        if first == last:
+            return f"frame {first} of {self.path}"
         return f"{len(self.frame_indices)} frames of {self.path}, {first} to {last}"
 
 
