@@ -113,6 +113,8 @@ def test_a_preempted_job_saves_is_requeued_and_ends_with_the_same_weights(
     assert [float(weight) for weight in weights] == pytest.approx([undisturbed(25)])
 
 
+# Slurm's shortest limit is a minute, in which a busy machine has not begun to train
+@pytest.mark.slow
 def test_a_job_at_its_time_limit_saves_and_goes_on(cluster: Cluster, tmp_path: Path) -> None:
     # Slurm sends the signal up to 30 s before its lead: on a slow machine to ranks not yet in train
     typed = ("do=train", "steps=4000", "hydra.launcher.time_min=1", "hydra.launcher.max_requeues=9")
