@@ -212,10 +212,8 @@ def _given(config: Config) -> Iterator[str]:
     if not model.objective.given_frames or min(model.objective.given_frames) < 0:
         yield f"{key} is wrong; numbers of latent frames, like [0,1,2]"
         return
-    most, latent_frames = (
-        max(model.objective.given_frames),
-        1 + (data.frames - 1) // TEMPORAL_FACTOR,
-    )
+    most = max(model.objective.given_frames)
+    latent_frames = 1 + (data.frames - 1) // TEMPORAL_FACTOR
     if Stage.post_train in config.stages and most >= latent_frames:
         yield (
             f"{key} leaves nothing to learn of data.frames={data.frames}, {latent_frames} latent "

@@ -143,7 +143,13 @@ def test_our_euler_equals_the_pipeline_of_diffusers_on_a_real_network(
     generator = torch_generator("generate", SEED)
     start, own_noise = (torch.randn(1, *SHAPE, generator=generator) for _ in range(2))
     # the pipeline draws the noise of given frames anew in every step; the original does not
-    monkeypatch.setattr(video2world, "randn_tensor", lambda *_, **__: own_noise)
+    draws = []
+
+    def drawn_again(*_: object, **__: object) -> torch.Tensor:
+        draws.append(own_noise)
+        return own_noise
+
+    monkeypatch.setattr(video2world, "randn_tensor", drawn_again)
     encoded = SimpleNamespace(latents=whole[None])
     vae = SimpleNamespace(
         config=SimpleNamespace(latents_mean=None, latent_channels=16),
@@ -177,6 +183,7 @@ def test_our_euler_equals_the_pipeline_of_diffusers_on_a_real_network(
         latents=start,
         output_type="latent",
     ).frames[0]
+    assert len(draws) == (STEPS + 1) * (2 if guidance else 1)
     ours = run_ours(denoiser, given_CLHW, sigma, guidance, Sampler.euler)
     assert all(call["condition_mask"][:, :, :frames].eq(1).all() for call in seen)
     error = (ours * SIGMA_DATA - expected).abs().max() / expected.abs().max()

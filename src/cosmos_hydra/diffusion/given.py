@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from cosmos_hydra.diffusion.edm import Network, precondition
+from cosmos_hydra.diffusion.edm import Network, denoise
 
 
 @dataclass(frozen=True)
@@ -48,18 +48,23 @@ class Given:
 
         The network gets one more channel than the latent has: the mask.
         """
-        c = precondition(sigma_B.to(noisy_BCFHW.dtype), sigma_data)
         is_given = self.mask_B1F11.bool() & self.is_shown
-        input_BCFHW = torch.where(
-            is_given, self.input_BCFHW.to(noisy_BCFHW.dtype), c.c_in * noisy_BCFHW
-        )
-        B, _, F, H, W = noisy_BCFHW.shape
-        mask_B1FHW = self.mask_B1F11.expand(B, 1, F, H, W)
-        raw_BCFHW = network(
-            torch.cat([input_BCFHW.float(), mask_B1FHW.float()], dim=1), c.c_noise_B.float()
-        )
-        estimate_BCFHW = c.c_skip * noisy_BCFHW + c.c_out * raw_BCFHW.to(noisy_BCFHW.dtype)
+
+        def marked(latent_BCFHW: torch.Tensor, c_noise_B: torch.Tensor) -> torch.Tensor:
+            B, _, F, H, W = latent_BCFHW.shape
+            input_BCFHW = torch.where(is_given, self.input_BCFHW.float(), latent_BCFHW)
+            mask_B1FHW = self.mask_B1F11.float().expand(B, 1, F, H, W)
+            return network(torch.cat([input_BCFHW, mask_B1FHW], dim=1), c_noise_B)
+
+        estimate_BCFHW = denoise(marked, noisy_BCFHW, sigma_B, sigma_data)
         return torch.where(is_given, self.clean_BCFHW.to(noisy_BCFHW.dtype), estimate_BCFHW)
+
+
+def mark(count_B: torch.Tensor, latent_BCFHW: torch.Tensor) -> torch.Tensor:
+    """Return the mask of the first `count_B` frames, [B, 1, F, 1, 1] in the latent's dtype."""
+    frames = torch.arange(latent_BCFHW.shape[2], device=latent_BCFHW.device)
+    mask_BF = frames[None] < count_B.to(frames.device)[:, None]
+    return mask_BF.to(latent_BCFHW.dtype)[:, None, :, None, None]
 
 
 def give(
@@ -74,8 +79,6 @@ def give(
     The latent is scaled to sigma_data. Its noise in these frames may be that of the noisy latent,
     which they take the place of.
     """
-    frames = torch.arange(clean_BCFHW.shape[2], device=clean_BCFHW.device)
-    mask_BF = (frames[None] < count_B.to(frames.device)[:, None]).to(clean_BCFHW.dtype)
     sigma = sigma_B.to(clean_BCFHW)[:, None, None, None, None]
     input_BCFHW = (clean_BCFHW + sigma * noise_BCFHW) * (sigma**2 + sigma_data**2).rsqrt()
-    return Given(clean_BCFHW, input_BCFHW, mask_BF[:, None, :, None, None])
+    return Given(clean_BCFHW, input_BCFHW, mark(count_B, clean_BCFHW))

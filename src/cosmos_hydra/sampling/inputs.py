@@ -12,6 +12,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from cosmos_hydra import files
+from cosmos_hydra.checks import TEMPORAL_FACTOR
 from cosmos_hydra.config import Config, Fit
 from cosmos_hydra.data.clips import TIME_TOLERANCE_S
 from cosmos_hydra.data.decode_pool import VideoInfo
@@ -21,7 +22,6 @@ from cosmos_hydra.models.tokenizer import Tokenizer
 
 PICTURES = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}
 FORMATS = ("BMP", "JPEG", "PNG", "WEBP")  # of others, some start programs
-PER_LATENT = 8  # frames of a latent frame after the first
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Input:
 
     @property
     def latent_frames(self) -> int:
-        return 1 + (len(self.frame_indices) - 1) // PER_LATENT
+        return 1 + (len(self.frame_indices) - 1) // TEMPORAL_FACTOR
 
     def facts(self, config: Config) -> dict[str, Any]:
         """Return what of it decides a video's content."""
@@ -131,7 +131,7 @@ def _fit(config: Config) -> Fit:
 def _frames(config: Config, path: Path, available: int) -> int:
     """Return how many frames are given. Raises: ConfigError."""
     trained = config.model.objective.given_frames
-    counts = [1 + PER_LATENT * (number - 1) for number in trained if number > 0]
+    counts = [1 + TEMPORAL_FACTOR * (number - 1) for number in trained if number > 0]
     legal = [count for count in counts if count < config.data.frames]
     if not legal:
         raise ConfigError(

@@ -11,7 +11,7 @@ import torch
 from cosmos_hydra.config import Config
 from cosmos_hydra.data.loader import Batch
 from cosmos_hydra.diffusion.edm import add_noise, denoise, weighted_error
-from cosmos_hydra.diffusion.given import Given, give
+from cosmos_hydra.diffusion.given import Given, give, mark
 from cosmos_hydra.engines.torch.gradients import clip, partial_over_tp, sum_over_tp
 from cosmos_hydra.engines.torch.mesh import Ranks
 from cosmos_hydra.engines.torch.optimizer import learning_rate
@@ -114,12 +114,12 @@ def given_of(batch: Batch, clean_BCFHW: torch.Tensor, sigma_data: float) -> Give
 def losses(denoiser: Denoiser, batch: Batch, sigma_data: float, autocast: Autocast) -> torch.Tensor:
     """Return the training loss of each sample of a batch, [B]."""
     clean_BCFHW, estimate_BCFHW = estimate(denoiser, batch, sigma_data, autocast)
-    given = given_of(batch, clean_BCFHW, sigma_data)
+    given_B = batch.given_B
     return weighted_error(
         estimate_BCFHW,
         clean_BCFHW,
         batch.sigma_B,
         batch.padding_B1HW,
         sigma_data,
-        given.mask_B1F11 if given else None,
+        None if given_B is None else mark(given_B, clean_BCFHW),
     )
